@@ -1,0 +1,8 @@
+"""Find the training instances that harm a GAN, remove them, and prove that it helped."""
+
+from ganclean._version import __version__
+from ganclean.cleansing import CleansedEstimator, GANInfluence
+from ganclean.training.trainer import GANTrainer
+from ganclean.training.trajectory import Trajectory
+
+__all__ = ["CleansedEstimator", "GANInfluence", "GANTrainer", "Trajectory", "__version__"]

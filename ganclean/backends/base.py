@@ -1,0 +1,51 @@
+"""What an influence back-end takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from ganclean.data import DataSource
+from ganclean.training.state import TrainingState
+from ganclean.training.trainer import Progress
+from ganclean.training.trajectory import Trajectory
+
+
+class InfluenceBackend(BaseEstimator):
+    """Base class of the back-ends: from a recorded run and metric gradients to influences.
+
+    A back-end of one's own defines `fit` and `score_samples`. A package can offer it by name through the entry-point
+    group ``ganclean.backends``.
+
+    Attributes
+    ----------
+    influences_ : dict of str to ndarray of shape (n_samples,), float64
+        For each metric, the predicted change of its value if an instance were removed.
+    """
+
+    def traced_epochs(self) -> int | None:
+        """How many of the run's last epochs the back-end looks at; None for all."""
+        return None
+
+    def fit(
+        self, trajectory: Trajectory, gradients: Mapping[str, TrainingState], progress: Progress | None = None
+    ) -> InfluenceBackend:
+        """Compute the influence of every training instance on every metric.
+
+        Parameters
+        ----------
+        trajectory : Trajectory
+        gradients : dict of str to TrainingState
+            The gradient of each metric in the final state.
+        progress : callable, optional
+            Called with (what is done, steps done, steps in all).
+        """
+        raise NotImplementedError
+
+    def score_samples(
+        self, trajectory: Trajectory, gradient: TrainingState, samples: DataSource
+    ) -> np.ndarray:
+        """Return the influence that instances outside the training set would have, shape (n,), float64."""
+        raise NotImplementedError

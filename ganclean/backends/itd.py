@@ -1,0 +1,164 @@
+"""ITD: iterative differentiation, back through the recorded run (theory, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from numbers import Real
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ganclean.backends.adjoint import Adjoint, StepAdjoint, exact_adjoint, secant_adjoint, secant_width
+from ganclean.backends.base import InfluenceBackend
+from ganclean.data import DataSource
+from ganclean.exceptions import NonFiniteError
+from ganclean.training.state import TrainingState, ravel, unravel
+from ganclean.training.step import StepRecord, TrainingStep
+from ganclean.training.trainer import Progress
+from ganclean.training.trajectory import Trajectory
+
+DERIVATIVES = ("secant", "exact")
+
+
+class ITD(InfluenceBackend):
+    """Influence by reverse-mode differentiation of the metric through the recorded training steps.
+
+    Starting from the metric's gradient λ in the final state, each step t, from the last to the first traced one, gives
+
+        influence_j −= (∂Φ_t/∂w_j)ᵀ λ   for every instance j that it drew,     λ ← (∂Φ_t/∂s)ᵀ λ ,
+
+    where the state s holds all that the next step reads, the optimisers' moments and the moving average included.
+
+    Parameters
+    ----------
+    last_epochs : int, optional
+        Trace back so many epochs, which predicts the effect of a removal during these epochs; default the whole run.
+    derivative : {"secant", "exact"}, default="secant"
+        "exact" is `torch.func.vjp` of the step. "secant" takes central differences of first gradients instead: it is
+        cheaper, needs no second derivative of the networks, and predicts better where they have kinks (ReLU).
+    delta : float, default=1e-2
+        Relative width of the secant, δ = ε‖v‖/‖θ‖: about the size of the change that a removal makes.
+
+    Attributes
+    ----------
+    influences_ : dict of str to ndarray of shape (n_samples,), float64
+
+    References
+    ----------
+    Terashita, Ohashi, Hara, Data cleansing for GANs, 2025; Hara, Nitanda, Maehara, Data cleansing for models trained
+    with SGD, 2019, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ganclean import GANInfluence, GANTrainer
+    >>> from ganclean.backends import ITD
+    >>> X = np.random.default_rng(0).normal(size=(64, 2))
+    >>> trainer = GANTrainer(n_epochs=3, batch_size=32)
+    >>> both = [
+    ...     GANInfluence(trainer=trainer, backend=ITD(derivative=d, delta=1e-4), random_state=0).fit(X).influence_
+    ...     for d in ("exact", "secant")
+    ... ]
+    >>> np.allclose(*both, rtol=1e-3, atol=1e-6)
+    True
+    """
+
+    def __init__(self, last_epochs=None, derivative="secant", delta=1e-2):
+        self.last_epochs = last_epochs
+        self.derivative = derivative
+        self.delta = delta
+
+    def traced_epochs(self):
+        return self.last_epochs
+
+    def fit(self, trajectory, gradients, progress=None):
+        start = trajectory.start_of_last(self.last_epochs)
+        influences = {name: np.zeros(len(trajectory.source)) for name in gradients}
+        for record, _, adjoints in self._trace(trajectory, gradients):
+            for name, adjoint in adjoints.items():
+                # An epoch draws an instance at most once, so no row occurs twice in a batch.
+                influences[name][record.indices.numpy()] -= adjoint.weights.double().cpu().numpy()
+            if progress is not None:
+                progress("tracing", len(trajectory) - record.index, len(trajectory) - start)
+        self.influences_ = influences
+        return self
+
+    def score_samples(self, trajectory, gradient, samples):
+        start = trajectory.start_of_last(self.last_epochs)
+        n_steps = len(trajectory) - start
+        total, draws = np.zeros(len(samples)), 0
+        for record, state, adjoints in self._trace(trajectory, {"": gradient}):
+            score = self._outsider(trajectory.step, state, record, adjoints[""])
+            chunks = [score(x).double().cpu().numpy() for x in samples.batches(max(len(record.indices), 256))]
+            total -= np.concatenate(chunks)
+            draws += len(record.indices)
+        # The mean over steps, times how often the window draws one instance, puts fresh and trained instances on one
+        # scale.
+        return total / n_steps * (draws / len(trajectory.source))
+
+    def probe(self, step: TrainingStep, state: TrainingState, record: StepRecord, real: Tensor) -> None:
+        """Trace one step, with its own new state as cotangent, to find out whether the networks allow it."""
+        after = step(state, record, real)
+        self._adjoint()(step, state, after, record, real, [after.without_buffers()])
+
+    def _adjoint(self) -> Adjoint:
+        if self.derivative not in DERIVATIVES:
+            raise ValueError(f"derivative must be one of {list(DERIVATIVES)}; got {self.derivative!r}.")
+        if self.derivative == "exact":
+            return exact_adjoint
+        if self.delta == "auto":
+            raise ValueError("delta='auto' is not available in this version; give a number such as 1e-2, the default.")
+        if not isinstance(self.delta, Real) or not self.delta > 0:
+            raise ValueError(f"delta must be a positive number; got {self.delta!r}.")
+        return partial(secant_adjoint, delta=float(self.delta))
+
+    def _trace(
+        self, trajectory: Trajectory, gradients: Mapping[str, TrainingState]
+    ) -> Iterator[tuple[StepRecord, TrainingState, dict[str, StepAdjoint]]]:
+        """Yield each traced step with the adjoints of all metrics, from the last to the first."""
+        adjoint, step, source = self._adjoint(), trajectory.step, trajectory.source
+        cotangents = dict(gradients)
+        for record, before, after in trajectory.backwards(trajectory.start_of_last(self.last_epochs)):
+            real = source[record.indices]
+            pulled = adjoint(step, before, after, record, real, list(cotangents.values()))
+            adjoints = dict(zip(cotangents, pulled))
+            for name, one in adjoints.items():
+                _check_finite(name, one, record.index, len(trajectory))
+                cotangents[name] = one.cotangent
+            yield record, before, adjoints
+
+    def _outsider(
+        self, step: TrainingStep, state: TrainingState, record: StepRecord, adjoint: StepAdjoint
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what gives (∂Φ/∂w)ᵀ λ for instances that the step did not draw: ⟨push, ∇ℓ(x)⟩ / batch size."""
+        theta, push, n = state.discriminator, adjoint.push, len(record.indices)
+
+        def losses(params, x):
+            return step.loss.real(step.discriminate(params, state.buffers_discriminator, x, record.seed + 1))
+
+        if self.derivative == "exact":
+            return lambda x: torch.func.jvp(lambda params: losses(params, x), (theta,), (push,))[1] / n
+        flat, v = ravel(theta), ravel(push)
+        width = secant_width(flat, v, self.delta)
+        if not width:
+            return lambda x: x.new_zeros(len(x))
+        plus, minus = (unravel(flat + sign * width * v, theta) for sign in (1, -1))
+
+        @torch.no_grad()
+        def score(x):
+            return (losses(plus, x) - losses(minus, x)) / (2 * width * n)
+
+        return score
+
+
+def _check_finite(name: str, adjoint: StepAdjoint, index: int, n_steps: int) -> None:
+    cotangent = adjoint.cotangent
+    total = sum(ravel(params).sum() for params in (cotangent.generator, cotangent.discriminator))
+    if not torch.isfinite(total + adjoint.weights.sum()):
+        raise NonFiniteError(
+            f"The adjoint of the metric {name!r} became NaN or infinite at step {index} of {n_steps}: training is too "
+            "rough there to be traced further back. Trace fewer epochs (ITD(last_epochs=...)), choose smooth "
+            "activations such as SiLU, or lower the learning rate."
+        )

@@ -1,0 +1,476 @@
+"""GANInfluence: from data to a trained GAN, its influences, and the cleansed data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ganclean.backends import resolve_backend
+from ganclean.data import DataSource, as_source, fingerprint, take
+from ganclean.metrics import resolve_metric
+from ganclean.metrics.base import Metric
+from ganclean.metrics.evaluation import Evaluator
+from ganclean.networks import default_pair
+from ganclean.progress import progress_bars
+from ganclean.training.probe import CostEstimate, check_networks, estimate_cost, probe_step
+from ganclean.training.step import TrainingStep, seeded
+from ganclean.training.trainer import GANTrainer
+from ganclean.training.trajectory import Trajectory
+
+
+class GANInfluence(BaseEstimator):
+    """Finds the training instances that harm a GAN, and drops them.
+
+    `fit` trains the GAN, records the run, and traces the gradient of a metric of the generated samples back through it.
+    The result is each instance's influence: the predicted change of the metric, had the instance not been there.
+
+    Parameters
+    ----------
+    generator, discriminator : torch.nn.Module, callable or None
+        The networks: a module (copied, its weights are the initial ones), a function from the shape of one instance to
+        a module, or None for a small default. The generator maps latents of shape (n, latent_dim) to samples, the
+        discriminator samples to one number each.
+    trainer : GANTrainer, optional
+        How to train; default ``GANTrainer()``.
+    metric : str, Metric or dict of str to these, default="fid"
+        What the influence is on: ``"fid"``, ``"kid"``, ``"inception_score"``, ``"log_likelihood"`` or a metric
+        object. Several in a dict cost one pass over the trajectory together.
+    backend : str or InfluenceBackend, default="itd"
+        How influence is computed.
+    n_remove : float or int, default=0.05
+        How many of the most harmful instances to drop: a fraction in [0, 1) or a count.
+    select : str, optional
+        Which of several metrics decides what is dropped; default the first.
+    verbose : bool, default=False
+        Whether to show progress bars.
+    random_state : int, RandomState instance or None
+        Determines initial weights, batches, latents, and the latents that metrics are evaluated on.
+
+    Attributes
+    ----------
+    influence_ : ndarray of shape (n_samples,), float64
+        Predicted change of the metric if the instance is removed, in units of the metric.
+    influences_ : dict of str to ndarray
+        The influence on each metric.
+    harmfulness_ : ndarray of shape (n_samples,), float64
+        The influence, signed so that a high value means 'remove me': the predicted improvement.
+    support_ : ndarray of shape (n_samples,), bool
+        The kept instances.
+    sample_indices_ : ndarray of shape (n_kept,), int64
+        Their rows.
+    sample_weight_ : ndarray of shape (n_samples,), float64
+        1 for kept and 0 for dropped instances, for estimators that take weights.
+    threshold_ : float
+        The highest harmfulness among the kept instances; `transform` drops new ones above it.
+    generator_, discriminator_ : torch.nn.Module
+        The trained networks in evaluation mode; with a moving average, the averaged generator.
+    metric_, metrics_ : Metric, dict of str to Metric
+        The fitted metric that decides, and all of them.
+    metric_value_, metric_values_ : float, dict of str to float
+        Their values for the trained generator.
+    backend_ : InfluenceBackend
+        The fitted back-end.
+    trajectory_ : Trajectory
+        The recorded run.
+    n_features_in_ : int
+        Number of values in one instance.
+
+    Notes
+    -----
+    First-order influence predicts the effect of removing an instance while everything else, batches and latents
+    included, stays the same. Networks with smooth activations are predicted best (theory, section 3).
+
+    `transform` drops rows, which scikit-learn's own ``Pipeline`` does not allow in between. Use imbalanced-learn's
+    ``Pipeline``, which calls `fit_resample`, or `CleansedEstimator`. imbalanced-learn takes a step either for a sampler
+    or for a transformer, so `transform` exists only once the estimator is fitted; to fit such a pipeline again, clone
+    it first.
+
+    References
+    ----------
+    Terashita, Ohashi, Hara, Data cleansing for GANs, IEEE TNNLS, 2025.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ganclean import GANInfluence, GANTrainer
+    >>> X = np.random.default_rng(0).normal(size=(100, 2))
+    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=5), n_remove=10, random_state=0).fit(X)
+    >>> cleaner.transform(X).shape
+    (90, 2)
+    """
+
+    def __init__(
+        self,
+        generator=None,
+        discriminator=None,
+        *,
+        trainer=None,
+        metric="fid",
+        backend="itd",
+        n_remove=0.05,
+        select=None,
+        verbose=False,
+        random_state=None,
+    ):
+        self.generator = generator
+        self.discriminator = discriminator
+        self.trainer = trainer
+        self.metric = metric
+        self.backend = backend
+        self.n_remove = n_remove
+        self.select = select
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def fit(self, X, y=None, *, X_val=None, trajectory=None, trained=False):
+        """Train the GAN and compute the influence of every instance.
+
+        Parameters
+        ----------
+        X : array-like, Tensor or map-style Dataset of shape (n_samples, *sample_shape)
+            The training data, on the scale of the generator's output.
+        y : ignored
+        X_val : array-like, Tensor or Dataset, optional
+            The reference of the metrics; default X.
+        trajectory : Trajectory or path, optional
+            A recorded run with these networks, trainer and data, to trace again without training.
+        trained : bool, default=False
+            Reserved for back-ends that need only a trained model; none in this version.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data are not as expected.
+        NetworkError, MetricError, TrajectoryError
+            If the networks, the metric or the given trajectory do not fit.
+        NonFiniteError
+            If training diverges or an adjoint overflows.
+        """
+        if trained:
+            raise ValueError(
+                "trained=True needs a back-end that works from a trained model alone; this version has none. Leave "
+                "it out: fit trains the networks and records the run."
+            )
+        data = self._check_data(X, reset=True)
+        reference = data if X_val is None else self._check_data(X_val)
+        metrics, selected = self._resolve_metrics()
+        n_remove = self._count_to_remove(len(data))
+        backend = clone(resolve_backend(self.backend))
+        trainer, step, source, seeds = self._prepare(data)
+        self._fingerprint = fingerprint(data)
+        description = trainer.describe(step, len(data), self._fingerprint)
+        probe = getattr(backend, "probe", None)
+        if probe is not None:
+            probe_step(step, source, next(trainer.draw(step, source, 0)), probe)
+        if trajectory is not None:
+            trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
+            trajectory.check_matches(description)
+            trajectory.check_complete()
+            trajectory.bind(step, source)
+        # A metric that cannot be fitted says so before anything long runs.
+        self.metrics_ = {name: metric.fit(reference) for name, metric in metrics.items()}
+        self.metric_ = self.metrics_[selected]
+        with progress_bars(self.verbose) as progress:
+            if trajectory is None:
+                trajectory = trainer.record(
+                    step,
+                    source,
+                    description,
+                    traced_epochs=backend.traced_epochs(),
+                    random_state=seeds["training"],
+                    progress=progress,
+                )
+            self.trajectory_ = trajectory
+            self.trainer_ = trainer
+            self._evaluation_seed = seeds["evaluation"]
+            final = trajectory.state(len(trajectory))
+            self.generator_ = _loaded(step.generator, final.evaluated)
+            self.discriminator_ = _loaded(step.discriminator, final.discriminator)
+            evaluator = self._evaluator(max(metric.sample_size for metric in self.metrics_.values()))
+            both = {name: evaluator.gradient(name, metric, final) for name, metric in self.metrics_.items()}
+            self.metric_values_ = {name: value for name, (value, _) in both.items()}
+            self.metric_value_ = self.metric_values_[selected]
+            self._gradient = both[selected][1]
+            self.backend_ = backend.fit(trajectory, {name: gradient for name, (_, gradient) in both.items()}, progress)
+        self.influences_ = self.backend_.influences_
+        self.influence_ = self.influences_[selected]
+        self._drop(n_remove)
+        return self
+
+    def fit_resample(self, X, y=None, **fit_params):
+        """Fit and return the kept rows: imbalanced-learn's protocol.
+
+        Parameters
+        ----------
+        X : array-like, Tensor or Dataset of shape (n_samples, *sample_shape)
+        y : array-like of shape (n_samples,), optional
+        **fit_params
+            Passed to `fit`.
+
+        Returns
+        -------
+        X_kept, y_kept
+            In the containers that they came in; y_kept is None where y is.
+        """
+        self.fit(X, y, **fit_params)
+        kept = self.sample_indices_
+        return take(X, kept), None if y is None else take(y, kept)
+
+    @property
+    def transform(self):
+        """Drop harmful rows: ``transform(X)``, once fitted.
+
+        On the data of `fit` (the same content) it keeps the rows of `support_`; of other data it drops the rows whose
+        `score_samples` is above `threshold_`. An array gives an array, a tensor a tensor, a DataFrame a DataFrame and a
+        Dataset a `torch.utils.data.Subset`.
+        """
+        # NotFittedError is an AttributeError too: hasattr is False until fitted, as imbalanced-learn's Pipeline needs.
+        check_is_fitted(self)
+        return self._transform
+
+    def _transform(self, X):
+        data = self._check_data(X)
+        if self._is_training_data(data):
+            return take(X, self.sample_indices_)
+        return take(X, np.flatnonzero(self._harmfulness_of(data) <= self.threshold_))
+
+    def score_samples(self, X):
+        """Return the harmfulness that instances would have had in training, on the scale of `harmfulness_`.
+
+        Parameters
+        ----------
+        X : array-like, Tensor or Dataset of shape (n, *sample_shape)
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+        """
+        check_is_fitted(self)
+        return self._harmfulness_of(self._check_data(X))
+
+    def score(self, X, y=None):
+        """Return the metric of the trained generator against X, its sign flipped where lower is better.
+
+        Parameters
+        ----------
+        X : array-like, Tensor or Dataset of shape (n, *sample_shape)
+        y : ignored
+
+        Returns
+        -------
+        float
+        """
+        check_is_fitted(self)
+        metric = clone(self.metric_).fit(self._check_data(X))
+        value = self._evaluator(metric.sample_size).value(metric, self.trajectory_.state(len(self.trajectory_)))
+        return _sign(metric) * value
+
+    def sample(self, n_samples=1):
+        """Generate samples, as ``GaussianMixture.sample``.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+
+        Returns
+        -------
+        samples : ndarray or Tensor of shape (n_samples, *sample_shape)
+            A tensor where the training data were a tensor or a Dataset.
+        labels : None
+        """
+        check_is_fitted(self)
+        with torch.no_grad():
+            samples = self.generator_(self._latents(n_samples, check_random_state(self.random_state).randint(2**31)))
+        return samples.cpu().numpy() if self._returns_arrays else samples, None
+
+    def get_support(self, indices=False):
+        """Return the mask of the kept rows, or their indices.
+
+        Parameters
+        ----------
+        indices : bool, default=False
+        """
+        check_is_fitted(self)
+        return self.sample_indices_ if indices else self.support_
+
+    def estimate_cost(self, X) -> CostEstimate:
+        """Return what `fit` would take, from one probed step of training and of tracing.
+
+        Parameters
+        ----------
+        X : array-like, Tensor or Dataset of shape (n_samples, *sample_shape)
+
+        Returns
+        -------
+        CostEstimate
+            Steps, seconds, bytes of memory and of disk; the metric itself is not counted.
+        """
+        data = _checked(X)
+        backend = resolve_backend(self.backend)
+        trainer, step, source, _ = self._prepare(data)
+        description = trainer.describe(step, len(data), "")
+        trajectory = Trajectory(description)
+        return estimate_cost(
+            step,
+            source,
+            next(trainer.draw(step, source, 0)),
+            getattr(backend, "probe", lambda *_: None),
+            n_steps=len(trajectory),
+            n_traced=len(trajectory) - trajectory.start_of_last(backend.traced_epochs()),
+            checkpoint_every=trainer.checkpoint_every,
+            on_disk=trainer.store is not None,
+        )
+
+    @property
+    def smoothness_(self):
+        """Metasmoothness of the run: not available in this version."""
+        raise AttributeError(
+            "smoothness_ is not available in this version. Check the estimate by retraining instead: "
+            "ganclean.validation.estimation_accuracy(cleaner)."
+        )
+
+    def _check_data(self, X, reset=False):
+        """Check data and return them as an array, a tensor or a Dataset; remember their form where `reset`."""
+        data = _checked(X, self, reset)
+        shape = tuple(DataSource(data).sample_shape)
+        if reset:
+            self._sample_shape, self._returns_arrays = shape, isinstance(data, np.ndarray)
+            self.n_features_in_ = int(np.prod(shape))
+        elif shape != self._sample_shape:
+            raise ValueError(f"X has instances of shape {shape}, but fit was called with shape {self._sample_shape}.")
+        return data
+
+    def _prepare(self, data) -> tuple[GANTrainer, TrainingStep, DataSource, dict[str, int]]:
+        """Build what trains, and check that the networks fit the data."""
+        rng = check_random_state(self.random_state)
+        seeds = {name: int(rng.randint(2**31)) for name in ("initial", "training", "evaluation")}
+        trainer = clone(self.trainer) if self.trainer is not None else GANTrainer()
+        if not isinstance(trainer, GANTrainer):
+            raise ValueError(f"trainer must be a GANTrainer or None; got {self.trainer!r}.")
+        source = DataSource(data)
+        shape = tuple(source.sample_shape)
+        with seeded(seeds["initial"]):
+            defaults = default_pair(shape, trainer.latent_dim) if None in (self.generator, self.discriminator) else ()
+            dtype = torch.float64 if source[[0]].dtype == torch.float64 else torch.float32
+            generator, discriminator = (
+                default.to(dtype) if network is None else _built(player, network, shape)
+                for player, network, default in zip(
+                    ("generator", "discriminator"), (self.generator, self.discriminator), defaults or (None, None)
+                )
+            )
+        step = trainer.make_step(generator, discriminator)
+        parameter = next(generator.parameters(), None)
+        if parameter is not None:
+            source = source.cast(parameter.dtype, parameter.device)
+        check_networks(step, source, trainer.latent_shape)
+        return trainer, step, source, seeds
+
+    def _resolve_metrics(self) -> tuple[dict[str, Metric], str]:
+        if isinstance(self.metric, dict) and self.metric:
+            metrics = {name: clone(resolve_metric(metric)) for name, metric in self.metric.items()}
+        else:
+            metric = clone(resolve_metric(self.metric))
+            metrics = {self.metric if isinstance(self.metric, str) else type(metric).__name__: metric}
+        selected = next(iter(metrics)) if self.select is None else self.select
+        if selected not in metrics:
+            raise ValueError(f"select must name one of the metrics {sorted(metrics)}; got {self.select!r}.")
+        return metrics, selected
+
+    def _count_to_remove(self, n_samples: int) -> int:
+        n = self.n_remove
+        if isinstance(n, str) and n == "auto":
+            raise ValueError("n_remove='auto' is not available in this version; give a fraction or a count.")
+        if isinstance(n, bool) or not isinstance(n, Real) or not 0 <= n < (n_samples if isinstance(n, Integral) else 1):
+            raise ValueError(
+                f"n_remove must be a fraction in [0, 1) or a count below the {n_samples} instances; got {n!r}."
+            )
+        return int(n) if isinstance(n, Integral) else round(n * n_samples)
+
+    def _drop(self, n_remove: int) -> None:
+        self.harmfulness_ = _sign(self.metric_) * self.influence_
+        order = np.argsort(-self.harmfulness_, kind="stable")
+        self.support_ = np.ones(len(order), dtype=bool)
+        self.support_[order[:n_remove]] = False
+        self.sample_indices_ = np.flatnonzero(self.support_)
+        self.sample_weight_ = self.support_.astype(np.float64)
+        self.threshold_ = float(self.harmfulness_[self.support_].max())
+
+    def _harmfulness_of(self, data) -> np.ndarray:
+        samples = DataSource(data, self.trajectory_.source.dtype, self.trajectory_.source.device)
+        influence = self.backend_.score_samples(self.trajectory_, self._gradient, samples)
+        return _sign(self.metric_) * influence
+
+    def _is_training_data(self, data) -> bool:
+        return len(as_source(data)) == len(self.support_) and fingerprint(data) == self._fingerprint
+
+    def _latents(self, n_samples: int, seed: int) -> Tensor:
+        parameter = next(self.generator_.parameters())
+        noise = torch.Generator().manual_seed(int(seed))
+        latents = torch.randn(n_samples, *self.trainer_.latent_shape, generator=noise, dtype=parameter.dtype)
+        return latents.to(parameter.device)
+
+    def _evaluator(self, n_samples: int) -> Evaluator:
+        """Return what evaluates metrics, on the same latents for the same number of samples."""
+        return Evaluator(self.trajectory_.step, self._latents(n_samples, self._evaluation_seed))
+
+
+def _checked(X: Any, estimator: GANInfluence | None = None, reset: bool = True):
+    """Return X as an array, a tensor or a Dataset that can be trained on."""
+    if isinstance(X, Dataset):
+        if not hasattr(X, "__len__") or len(X) < 2:
+            raise ValueError("A Dataset must be map-style and hold at least 2 instances.")
+        return X
+    if isinstance(X, Tensor):
+        if X.ndim < 2 or len(X) < 2:
+            raise ValueError(
+                f"A tensor of instances must have shape (n_samples, ...) with at least 2 instances; got {tuple(X.shape)}."
+            )
+        if not bool(torch.isfinite(X).all()):
+            raise ValueError("Input X contains NaN or infinity. Remove such rows before training.")
+        return X.detach()
+    return validate_data(
+        BaseEstimator() if estimator is None else estimator,
+        X,
+        reset=reset,
+        allow_nd=True,
+        ensure_min_samples=2 if reset else 1,
+        dtype="numeric",
+    )
+
+
+def _built(player: str, network: nn.Module | Callable, sample_shape: tuple[int, ...]) -> nn.Module:
+    if not isinstance(network, nn.Module) and callable(network):
+        network = network(sample_shape)
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"{player} must be a torch.nn.Module, a function from the shape of one instance to a module, or None; got "
+            f"{network!r}."
+        )
+    return network
+
+
+def _loaded(module: nn.Module, params: dict[str, Tensor]) -> nn.Module:
+    """Return a copy of a module with other parameters, in evaluation mode."""
+    module = copy.deepcopy(module)
+    module.load_state_dict(params, strict=False)
+    return module.eval()
+
+
+def _sign(metric: Metric) -> float:
+    return 1.0 if metric.greater_is_better else -1.0
+
+

@@ -1,0 +1,122 @@
+"""Arrays, tensors and Datasets as one indexed source of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+
+class DataSource:
+    """Instances by their row number, whatever holds them.
+
+    Parameters
+    ----------
+    data : array-like, Tensor or map-style Dataset of shape (n_samples, *sample_shape)
+        A Dataset's item is the instance, or a tuple, list or mapping whose first entry is. It must return the same
+        instance for the same row: random augmentation in the Dataset would change the data that is scored.
+    dtype : torch.dtype, optional
+        What batches are cast to; default as they are.
+    device : torch.device, optional
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ganclean.data import DataSource
+    >>> source = DataSource(np.arange(6.0).reshape(3, 2))
+    >>> source[[2, 0]]
+    tensor([[4., 5.],
+            [0., 1.]], dtype=torch.float64)
+    """
+
+    def __init__(self, data: Any, dtype: torch.dtype | None = None, device: torch.device | None = None):
+        if not isinstance(data, (Tensor, np.ndarray, Dataset)):
+            data = np.asarray(data)
+        self.data = data
+        self.dtype = dtype
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def sample_shape(self) -> torch.Size:
+        """The shape of one instance."""
+        return self[[0]].shape[1:]
+
+    def __getitem__(self, indices) -> Tensor:
+        """Return the instances of some rows as one tensor of shape (len(indices), *sample_shape)."""
+        rows = indices.tolist() if isinstance(indices, Tensor) else indices
+        if isinstance(self.data, Tensor):
+            batch = self.data[rows]
+        elif isinstance(self.data, np.ndarray):
+            batch = torch.from_numpy(np.ascontiguousarray(self.data[rows]))
+        else:
+            batch = torch.stack([_instance(self.data[int(row)]) for row in rows])
+        return batch.to(device=self.device, dtype=self.dtype)
+
+    def batches(self, size: int = 1024) -> Iterator[Tensor]:
+        """Yield all instances in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self[list(range(start, min(start + size, len(self))))]
+
+    def cast(self, dtype: torch.dtype | None, device: torch.device | None) -> DataSource:
+        """Return the same data with batches of another type or on another device."""
+        return DataSource(self.data, dtype, device)
+
+
+def as_source(data: Any) -> DataSource:
+    """Return `data` as a `DataSource`."""
+    return data if isinstance(data, DataSource) else DataSource(data)
+
+
+def fingerprint(data: Any) -> str:
+    """Return a hash of the instances' content, equal for equal values in an array, a tensor or a Dataset.
+
+    Raises
+    ------
+    ValueError
+        If an instance holds NaN or an infinite value.
+    """
+    source = as_source(data)
+    digest = hashlib.blake2b(digest_size=16)
+    row = 0
+    for batch in source.batches():
+        finite = torch.isfinite(batch).flatten(1).all(dim=1)
+        if not finite.all():
+            bad = row + int((~finite).nonzero()[0])
+            raise ValueError(
+                f"Input X contains NaN or infinity: the first in row {bad}. Remove such rows or impute them "
+                "(sklearn.impute.SimpleImputer) before training."
+            )
+        row += len(batch)
+        values = batch.detach().cpu().contiguous().numpy()
+        digest.update(f"{values.dtype}{values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def take(data: Any, indices: np.ndarray) -> Any:
+    """Return some rows of `data` in the container that it came in; a Dataset gives a `torch.utils.data.Subset`."""
+    if isinstance(data, Dataset) and not isinstance(data, Tensor):
+        return Subset(data, indices.tolist())
+    if isinstance(data, Tensor):
+        return data[torch.from_numpy(indices).to(data.device)]
+    if hasattr(data, "iloc"):
+        return data.iloc[indices]
+    if isinstance(data, (list, tuple)):
+        return [data[i] for i in indices]
+    return np.asarray(data)[indices]
+
+
+def _instance(item: Any) -> Tensor:
+    if isinstance(item, Mapping):
+        item = next(iter(item.values()))
+    elif isinstance(item, (tuple, list)):
+        item = item[0]
+    return torch.as_tensor(item)

@@ -1,0 +1,169 @@
+"""One probed step before a long run: can these networks take part, and what will it take?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ganclean.data import DataSource
+from ganclean.exceptions import NetworkError
+from ganclean.training.state import TrainingState, flatten_state
+from ganclean.training.step import StepRecord, TrainingStep, one_number_per_sample, seeded
+
+Trace = Callable[[TrainingStep, TrainingState, StepRecord, Tensor], None]
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """What a fit will take, from one probed step of training and of tracing.
+
+    Parameters
+    ----------
+    n_steps, n_traced : int
+        Training steps, and how many of them are traced back.
+    seconds_training, seconds_tracing : float
+        Wall-clock time on this machine.
+    memory_bytes, disk_bytes : int
+        What the kept states and records take, in memory or in the trajectory's folder.
+    """
+
+    n_steps: int
+    n_traced: int
+    seconds_training: float
+    seconds_tracing: float
+    memory_bytes: int
+    disk_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Training and tracing together."""
+        return self.seconds_training + self.seconds_tracing
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_steps} training steps, about {self.seconds_training:.3g} s; {self.n_traced} traced back, about "
+            f"{self.seconds_tracing:.3g} s; trajectory: {self.memory_bytes / 2**20:.3g} MiB of memory, "
+            f"{self.disk_bytes / 2**20:.3g} MiB of disk"
+        )
+
+
+def check_networks(step: TrainingStep, source: DataSource, latent_shape: tuple[int, ...]) -> None:
+    """Raise `NetworkError` where the networks do not fit the data, each other or the method."""
+    for player, module in (("generator", step.generator), ("discriminator", step.discriminator)):
+        trained = [p for p in module.parameters() if p.requires_grad]
+        if not trained:
+            raise NetworkError(
+                f"The {player} has no trainable parameter: nothing would be learned or traced. Check requires_grad."
+            )
+        kinds = {(p.dtype, p.device) for p in trained}
+        if len(kinds) > 1:
+            raise NetworkError(
+                f"The {player}'s parameters mix types or devices: {sorted(map(str, kinds))}. Cast the module to one."
+            )
+    first = [next(module.parameters()) for module in (step.generator, step.discriminator)]
+    if (first[0].dtype, first[0].device) != (first[1].dtype, first[1].device):
+        raise NetworkError(
+            f"The generator's parameters are {first[0].dtype} on {first[0].device}, the discriminator's "
+            f"{first[1].dtype} on {first[1].device}. Cast both to the same type and device."
+        )
+    n = min(2, len(source))
+    real = source[list(range(n))]
+    fake = _forward("generator", step.generator, torch.randn(n, *latent_shape, dtype=real.dtype).to(real.device))
+    if not isinstance(fake, Tensor):
+        raise NetworkError(
+            f"The generator's forward returned a {type(fake).__name__}; expected one tensor of samples. Wrap the "
+            "module so that its forward returns the samples alone."
+        )
+    if fake.shape != real.shape:
+        raise NetworkError(
+            f"The generator's samples have shape {tuple(fake.shape[1:])}, the data's {tuple(real.shape[1:])}. They "
+            "must agree: change the generator's last layer, or reshape the data."
+        )
+    one_number_per_sample(_forward("discriminator", step.discriminator, real), n)
+
+
+def _forward(player: str, module: nn.Module, inputs: Tensor):
+    buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+    before = {name: b.clone() for name, b in buffers.items()}
+    try:
+        with torch.no_grad(), seeded(0, inputs.device):
+            output = functional_call(module.train(), buffers, (inputs,))
+    except TypeError as error:
+        if "required positional argument" not in str(error):
+            raise
+        raise NetworkError(
+            f"The {player}'s forward needs more than one input ({error}): conditional networks are not supported in "
+            "this version. Wrap the module so that it takes one tensor."
+        ) from error
+    except RuntimeError as error:
+        raise NetworkError(
+            f"The {player} fails on an input of shape {tuple(inputs.shape)}: {error}. Check its first layer against "
+            + ("latent_dim of the trainer." if player == "generator" else "the shape of the data.")
+        ) from error
+    changed = [name for name, b in buffers.items() if not torch.equal(b, before[name])]
+    if changed:
+        owner = module.get_submodule(changed[0].rpartition(".")[0])
+        raise NetworkError(
+            f"The {player}'s buffer {changed[0]!r} ({type(owner).__name__}) changes during training, which this "
+            "version does not trace. Replace batch normalisation by GroupNorm or LayerNorm, and leave spectral "
+            "normalisation out."
+        )
+    return output
+
+
+def probe_step(step: TrainingStep, source: DataSource, record: StepRecord, trace: Trace) -> tuple[float, float]:
+    """Run and trace one step, and return the seconds that each took.
+
+    Raises
+    ------
+    NetworkError
+        If the networks use an operation that cannot be differentiated as the back-end needs it.
+    """
+    state, real = step.initial_state(), source[record.indices]
+    seconds = []
+    for run in (lambda: step(state, record, real), lambda: trace(step, state, record, real)):
+        try:
+            run()
+            begin = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - begin)
+        except (RuntimeError, NotImplementedError) as error:
+            raise NetworkError(
+                f"A step of this training cannot be run and traced: {error}. If the operation has no second "
+                "derivative, use ITD(derivative='secant'), which needs none."
+            ) from error
+    return seconds[0], max(seconds[1] - seconds[0], 0.0)
+
+
+def estimate_cost(
+    step: TrainingStep,
+    source: DataSource,
+    record: StepRecord,
+    trace: Trace,
+    *,
+    n_steps: int,
+    n_traced: int,
+    checkpoint_every: int,
+    on_disk: bool,
+) -> CostEstimate:
+    """Return what a run of `n_steps`, `n_traced` of them traced back, will take."""
+    training, tracing = probe_step(step, source, record, trace)
+    recomputed = 0 if checkpoint_every == 1 else n_traced
+    state_bytes = sum(t.nbytes for t in flatten_state(step.initial_state()).values())
+    shared = record.latents_g is record.latents_d
+    record_bytes = record.indices.nbytes + record.latents_d.nbytes * (1 if shared else 2)
+    kept = state_bytes * (2 + n_traced // checkpoint_every) + record_bytes * n_steps
+    segment = state_bytes * (checkpoint_every + 2)
+    return CostEstimate(
+        n_steps=n_steps,
+        n_traced=n_traced,
+        seconds_training=training * n_steps,
+        seconds_tracing=tracing * n_traced + training * recomputed,
+        memory_bytes=segment + (0 if on_disk else kept),
+        disk_bytes=kept if on_disk else 0,
+    )

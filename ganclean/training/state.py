@@ -1,0 +1,97 @@
+"""Everything that the next training step reads, as one pytree of tensors (theory, section 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+class TrainingState(NamedTuple):
+    """The state of a GAN's training between two steps.
+
+    A cotangent (adjoint) of a state has the same form, with empty buffers.
+
+    Parameters
+    ----------
+    generator, discriminator : dict of str to Tensor
+        The trained parameters, by their names in the module.
+    moments_generator, moments_discriminator : dict of str to dict of str to Tensor
+        The optimisers' running moments, by moment and by parameter name; empty for plain SGD.
+    average : dict of str to Tensor
+        The exponential moving average of the generator's parameters; empty where none is kept.
+    buffers_generator, buffers_discriminator : dict of str to Tensor
+        The modules' buffers.
+    """
+
+    generator: Tensors
+    discriminator: Tensors
+    moments_generator: dict[str, Tensors]
+    moments_discriminator: dict[str, Tensors]
+    average: Tensors
+    buffers_generator: Tensors
+    buffers_discriminator: Tensors
+
+    @property
+    def evaluated(self) -> Tensors:
+        """The generator parameters that metrics look at: the average where one is kept."""
+        return self.average or self.generator
+
+    def without_buffers(self) -> TrainingState:
+        """Return the part of the state that derivatives flow through."""
+        return self._replace(buffers_generator={}, buffers_discriminator={})
+
+
+def map_state(function, *states: TrainingState) -> TrainingState:
+    """Apply `function` to the corresponding tensors of one or more states."""
+
+    def apply(*leaves):
+        if isinstance(leaves[0], Mapping):
+            return {key: apply(*(leaf[key] for leaf in leaves)) for key in leaves[0]}
+        return function(*leaves)
+
+    return TrainingState(*(apply(*fields) for fields in zip(*states)))
+
+
+def flatten_state(state: TrainingState) -> Tensors:
+    """Return the tensors of a state under slash-separated paths such as ``generator/net.0.weight``."""
+    flat: Tensors = {}
+
+    def visit(prefix: str, node):
+        if isinstance(node, Mapping):
+            for key, child in node.items():
+                visit(f"{prefix}/{key}", child)
+        else:
+            flat[prefix] = node
+
+    for field, node in zip(state._fields, state):
+        visit(field, node)
+    return flat
+
+
+def unflatten_state(flat: Mapping[str, Tensor]) -> TrainingState:
+    """Invert `flatten_state`."""
+    fields: dict[str, dict] = {field: {} for field in TrainingState._fields}
+    for path, tensor in flat.items():
+        field, *keys, last = path.split("/")
+        node = fields[field]
+        for key in keys:
+            node = node.setdefault(key, {})
+        node[last] = tensor
+    return TrainingState(**fields)
+
+
+def ravel(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Concatenate the tensors of a dict into one vector."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+
+
+def unravel(vector: Tensor, like: Mapping[str, Tensor]) -> Tensors:
+    """Split a vector into views with the names and shapes of `like`."""
+    pieces = vector.split([math.prod(tensor.shape) for tensor in like.values()])
+    return {name: piece.view(tensor.shape) for (name, tensor), piece in zip(like.items(), pieces)}
