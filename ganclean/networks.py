@@ -138,7 +138,7 @@ class ImageClassifier(nn.Module):
     Parameters
     ----------
     sample_shape : tuple of int
-        Channels, height and width; height and width divisible by 4.
+        Channels, height and width; height and width at least 4.
     n_classes : int
     n_features : int, default=32
         Width of the penultimate layer.

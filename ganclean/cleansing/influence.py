@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -78,6 +78,8 @@ class GANInfluence(BaseEstimator):
         The fitted metric that decides, and all of them.
     metric_value_, metric_values_ : float, dict of str to float
         Their values for the trained generator.
+    gradients_ : dict of str to TrainingState
+        The gradient of each metric in the final state: what a back-end starts from.
     backend_ : InfluenceBackend
         The fitted back-end.
     trajectory_ : Trajectory
@@ -204,8 +206,9 @@ class GANInfluence(BaseEstimator):
             both = {name: evaluator.gradient(name, metric, final) for name, metric in self.metrics_.items()}
             self.metric_values_ = {name: value for name, (value, _) in both.items()}
             self.metric_value_ = self.metric_values_[selected]
-            self._gradient = both[selected][1]
-            self.backend_ = backend.fit(trajectory, {name: gradient for name, (_, gradient) in both.items()}, progress)
+            self.gradients_ = {name: gradient for name, (_, gradient) in both.items()}
+            self._selected = selected
+            self.backend_ = backend.fit(trajectory, self.gradients_, progress)
         self.influences_ = self.backend_.influences_
         self.influence_ = self.influences_[selected]
         self._drop(n_remove)
@@ -411,7 +414,7 @@ class GANInfluence(BaseEstimator):
 
     def _harmfulness_of(self, data) -> np.ndarray:
         samples = DataSource(data, self.trajectory_.source.dtype, self.trajectory_.source.device)
-        influence = self.backend_.score_samples(self.trajectory_, self._gradient, samples)
+        influence = self.backend_.score_samples(self.trajectory_, self.gradients_[self._selected], samples)
         return _sign(self.metric_) * influence
 
     def _is_training_data(self, data) -> bool:
@@ -442,14 +445,11 @@ def _checked(X: Any, estimator: GANInfluence | None = None, reset: bool = True):
         if not bool(torch.isfinite(X).all()):
             raise ValueError("Input X contains NaN or infinity. Remove such rows before training.")
         return X.detach()
-    return validate_data(
-        BaseEstimator() if estimator is None else estimator,
-        X,
-        reset=reset,
-        allow_nd=True,
-        ensure_min_samples=2 if reset else 1,
-        dtype="numeric",
-    )
+    minimum = 2 if reset else 1
+    if estimator is None or np.ndim(X) > 2:
+        # validate_data would take the number of channels for the number of features.
+        return check_array(X, allow_nd=True, ensure_min_samples=minimum)
+    return validate_data(estimator, X, reset=reset, ensure_min_samples=minimum)
 
 
 def _built(player: str, network: nn.Module | Callable, sample_shape: tuple[int, ...]) -> nn.Module:

@@ -68,15 +68,17 @@ class InceptionV3(nn.Module):
         return self.network((images.expand(-1, 3, -1, -1) - self.mean) / self.std)
 
 
-def train_classifier(X, y, *, n_epochs=20, batch_size=64, lr=3e-3, random_state=0) -> ImageClassifier:
+def train_classifier(X, y, *, n_features=32, n_epochs=20, batch_size=64, lr=3e-3, random_state=0) -> ImageClassifier:
     """Train a small classifier on labelled images; its ``features`` make a good extractor for these very images.
 
     Parameters
     ----------
     X : array-like or Tensor of shape (n_samples, channels, height, width)
-        Height and width divisible by 4.
+        Height and width at least 4.
     y : array-like of shape (n_samples,), int
         Labels from 0.
+    n_features : int, default=32
+        Width of the penultimate layer.
     n_epochs, batch_size : int
     lr : float
         Learning rate of Adam.
@@ -99,7 +101,7 @@ def train_classifier(X, y, *, n_epochs=20, batch_size=64, lr=3e-3, random_state=
     source = as_source(X).cast(torch.float32, None)
     labels = torch.as_tensor(y, dtype=torch.int64)
     with seeded(random_state):
-        classifier = ImageClassifier(tuple(source.sample_shape), int(labels.max()) + 1)
+        classifier = ImageClassifier(tuple(source.sample_shape), int(labels.max()) + 1, n_features)
         optimizer = torch.optim.Adam(classifier.parameters(), lr=lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
         for _ in range(n_epochs):

@@ -43,11 +43,16 @@ class StepRecord(NamedTuple):
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed torch's global generator inside the block and restore it afterwards."""
-    devices = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    """Seed torch's global generator of a device inside the block and restore it afterwards."""
+    # Not torch.manual_seed, which on a build with CUDA formats a stack trace whenever it is called.
+    cuda = device is not None and device.type == "cuda"
+    generator = torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        generator.set_state(before)
 
 
 def one_number_per_sample(output: Tensor, n_samples: int) -> Tensor:
