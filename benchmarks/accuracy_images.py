@@ -78,7 +78,7 @@ def _zeros(moments):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--activation", choices=ACTIVATIONS, nargs="*", default=list(ACTIVATIONS))
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--last-epochs", type=int, default=1)
     parser.add_argument("--removals", type=int, default=40)
     parser.add_argument("--quick", action="store_true", help="10 removals after 4 epochs of training")
@@ -92,6 +92,7 @@ def main() -> None:
     schemes = {
         "exact": ITD(derivative="exact"),
         "secant, δ = 1e-2": ITD(),
+        "secant, δ = 3e-2": ITD(delta=3e-2),
         "secant, δ = 1e-3": ITD(delta=1e-3),
         "exact, moments frozen": FrozenMoments(derivative="exact"),
     }

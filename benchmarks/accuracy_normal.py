@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def perceptron(sizes: list[int], activation: type[nn.Module], seed: int) -> nn.S
     """Linear layers without bias, with an activation between them, in float64."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(sizes, sizes[1:]):
+    for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out, bias=False), activation()]
     return nn.Sequential(*layers[:-1]).double()
 

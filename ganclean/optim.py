@@ -78,7 +78,7 @@ class Optimizer(BaseEstimator):
         flat_after = {moment: ravel(tensors) for moment, tensors in after.items()}
         param = ravel(params)
         grad = self.gradient_from_moments(param, flat, flat_after)
-        _, vjp = torch.func.vjp(lambda p, g, m: self.rule(p, g, m, step), param, grad, flat)
+        vjp = torch.func.vjp(lambda p, g, m: self.rule(p, g, m, step), param, grad, flat)[1]
 
         def pull(cotangent: Tensors, cotangent_moments: dict[str, Tensors]):
             moments = {moment: ravel(tensors) for moment, tensors in cotangent_moments.items()}

@@ -16,7 +16,8 @@ def progress_bars(shown: bool) -> Iterator[Progress | None]:
         yield None
         return
     try:
-        from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
     except ImportError as error:
         raise missing_extra("rich", "cli") from error
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))

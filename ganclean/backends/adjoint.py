@@ -32,7 +32,9 @@ class StepAdjoint(NamedTuple):
     push: Tensors
 
 
-Adjoint = Callable[[TrainingStep, TrainingState, TrainingState, StepRecord, Tensor, list[TrainingState]], list[StepAdjoint]]
+Adjoint = Callable[
+    [TrainingStep, TrainingState, TrainingState, StepRecord, Tensor, list[TrainingState]], list[StepAdjoint]
+]
 
 
 def exact_adjoint(
@@ -68,7 +70,7 @@ def exact_adjoint(
 
     weights = real.new_ones(len(real))
     push = {name: torch.zeros_like(p) for name, p in state.discriminator.items()}
-    _, pull = torch.func.vjp(next_state, state.without_buffers(), weights, push)
+    pull = torch.func.vjp(next_state, state.without_buffers(), weights, push)[1]
     return [StepAdjoint(*pull(cotangent)) for cotangent in cotangents]
 
 

@@ -44,8 +44,6 @@ class InfluenceBackend(BaseEstimator):
         """
         raise NotImplementedError
 
-    def score_samples(
-        self, trajectory: Trajectory, gradient: TrainingState, samples: DataSource
-    ) -> np.ndarray:
+    def score_samples(self, trajectory: Trajectory, gradient: TrainingState, samples: DataSource) -> np.ndarray:
         """Return the influence that instances outside the training set would have, shape (n,), float64."""
         raise NotImplementedError

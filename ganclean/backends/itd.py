@@ -12,11 +12,9 @@ from torch import Tensor
 
 from ganclean.backends.adjoint import Adjoint, StepAdjoint, exact_adjoint, secant_adjoint, secant_width
 from ganclean.backends.base import InfluenceBackend
-from ganclean.data import DataSource
 from ganclean.exceptions import NonFiniteError
 from ganclean.training.state import TrainingState, ravel, unravel
 from ganclean.training.step import StepRecord, TrainingStep
-from ganclean.training.trainer import Progress
 from ganclean.training.trajectory import Trajectory
 
 DERIVATIVES = ("secant", "exact")
@@ -110,7 +108,7 @@ class ITD(InfluenceBackend):
             return exact_adjoint
         if self.delta == "auto":
             raise ValueError("delta='auto' is not available in this version; give a number such as 1e-2, the default.")
-        if not isinstance(self.delta, Real) or not self.delta > 0:
+        if not isinstance(self.delta, Real) or not float(self.delta) > 0:
             raise ValueError(f"delta must be a positive number; got {self.delta!r}.")
         return partial(secant_adjoint, delta=float(self.delta))
 

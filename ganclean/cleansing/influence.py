@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -23,7 +22,7 @@ from ganclean.metrics.evaluation import Evaluator
 from ganclean.networks import default_pair
 from ganclean.progress import progress_bars
 from ganclean.training.probe import CostEstimate, check_networks, estimate_cost, probe_step
-from ganclean.training.step import TrainingStep, seeded
+from ganclean.training.step import TrainingStep, loaded, seeded
 from ganclean.training.trainer import GANTrainer
 from ganclean.training.trajectory import Trajectory
 
@@ -76,6 +75,10 @@ class GANInfluence(BaseEstimator):
         The trained networks in evaluation mode; with a moving average, the averaged generator.
     metric_, metrics_ : Metric, dict of str to Metric
         The fitted metric that decides, and all of them.
+    metric_name_ : str
+        The name of the one that decides.
+    reference_ : array, Tensor or Dataset
+        What the metrics were fitted to.
     metric_value_, metric_values_ : float, dict of str to float
         Their values for the trained generator.
     gradients_ : dict of str to TrainingState
@@ -168,7 +171,7 @@ class GANInfluence(BaseEstimator):
                 "it out: fit trains the networks and records the run."
             )
         data = self._check_data(X, reset=True)
-        reference = data if X_val is None else self._check_data(X_val)
+        self.reference_ = data if X_val is None else self._check_data(X_val)
         metrics, selected = self._resolve_metrics()
         n_remove = self._count_to_remove(len(data))
         backend = clone(resolve_backend(self.backend))
@@ -184,7 +187,7 @@ class GANInfluence(BaseEstimator):
             trajectory.check_complete()
             trajectory.bind(step, source)
         # A metric that cannot be fitted says so before anything long runs.
-        self.metrics_ = {name: metric.fit(reference) for name, metric in metrics.items()}
+        self.metrics_ = {name: metric.fit(self.reference_) for name, metric in metrics.items()}
         self.metric_ = self.metrics_[selected]
         with progress_bars(self.verbose) as progress:
             if trajectory is None:
@@ -200,14 +203,14 @@ class GANInfluence(BaseEstimator):
             self.trainer_ = trainer
             self._evaluation_seed = seeds["evaluation"]
             final = trajectory.state(len(trajectory))
-            self.generator_ = _loaded(step.generator, final.evaluated)
-            self.discriminator_ = _loaded(step.discriminator, final.discriminator)
+            self.generator_ = loaded(step.generator, final.evaluated)
+            self.discriminator_ = loaded(step.discriminator, final.discriminator)
             evaluator = self._evaluator(max(metric.sample_size for metric in self.metrics_.values()))
             both = {name: evaluator.gradient(name, metric, final) for name, metric in self.metrics_.items()}
             self.metric_values_ = {name: value for name, (value, _) in both.items()}
             self.metric_value_ = self.metric_values_[selected]
             self.gradients_ = {name: gradient for name, (_, gradient) in both.items()}
-            self._selected = selected
+            self.metric_name_ = selected
             self.backend_ = backend.fit(trajectory, self.gradients_, progress)
         self.influences_ = self.backend_.influences_
         self.influence_ = self.influences_[selected]
@@ -397,11 +400,14 @@ class GANInfluence(BaseEstimator):
         n = self.n_remove
         if isinstance(n, str) and n == "auto":
             raise ValueError("n_remove='auto' is not available in this version; give a fraction or a count.")
-        if isinstance(n, bool) or not isinstance(n, Real) or not 0 <= n < (n_samples if isinstance(n, Integral) else 1):
-            raise ValueError(
-                f"n_remove must be a fraction in [0, 1) or a count below the {n_samples} instances; got {n!r}."
-            )
-        return int(n) if isinstance(n, Integral) else round(n * n_samples)
+        if isinstance(n, Integral) and not isinstance(n, bool) and 0 <= int(n) < n_samples:
+            return int(n)
+        if isinstance(n, Real) and not isinstance(n, Integral) and 0 <= float(n) < 1:
+            # Rounding up to all instances would leave nothing to train on.
+            return min(round(float(n) * n_samples), n_samples - 1)
+        raise ValueError(
+            f"n_remove must be a fraction in [0, 1) or a count below the {n_samples} instances; got {n!r}."
+        )
 
     def _drop(self, n_remove: int) -> None:
         self.harmfulness_ = _sign(self.metric_) * self.influence_
@@ -414,7 +420,7 @@ class GANInfluence(BaseEstimator):
 
     def _harmfulness_of(self, data) -> np.ndarray:
         samples = DataSource(data, self.trajectory_.source.dtype, self.trajectory_.source.device)
-        influence = self.backend_.score_samples(self.trajectory_, self.gradients_[self._selected], samples)
+        influence = self.backend_.score_samples(self.trajectory_, self.gradients_[self.metric_name_], samples)
         return _sign(self.metric_) * influence
 
     def _is_training_data(self, data) -> bool:
@@ -426,9 +432,10 @@ class GANInfluence(BaseEstimator):
         latents = torch.randn(n_samples, *self.trainer_.latent_shape, generator=noise, dtype=parameter.dtype)
         return latents.to(parameter.device)
 
-    def _evaluator(self, n_samples: int) -> Evaluator:
+    def _evaluator(self, n_samples: int, seed: int | None = None) -> Evaluator:
         """Return what evaluates metrics, on the same latents for the same number of samples."""
-        return Evaluator(self.trajectory_.step, self._latents(n_samples, self._evaluation_seed))
+        seed = self._evaluation_seed if seed is None else seed
+        return Evaluator(self.trajectory_.step, self._latents(n_samples, seed))
 
 
 def _checked(X: Any, estimator: GANInfluence | None = None, reset: bool = True):
@@ -440,7 +447,8 @@ def _checked(X: Any, estimator: GANInfluence | None = None, reset: bool = True):
     if isinstance(X, Tensor):
         if X.ndim < 2 or len(X) < 2:
             raise ValueError(
-                f"A tensor of instances must have shape (n_samples, ...) with at least 2 instances; got {tuple(X.shape)}."
+                "A tensor of instances must have shape (n_samples, ...) with at least 2 instances; got "
+                f"{tuple(X.shape)}."
             )
         if not bool(torch.isfinite(X).all()):
             raise ValueError("Input X contains NaN or infinity. Remove such rows before training.")
@@ -463,14 +471,5 @@ def _built(player: str, network: nn.Module | Callable, sample_shape: tuple[int, 
     return network
 
 
-def _loaded(module: nn.Module, params: dict[str, Tensor]) -> nn.Module:
-    """Return a copy of a module with other parameters, in evaluation mode."""
-    module = copy.deepcopy(module)
-    module.load_state_dict(params, strict=False)
-    return module.eval()
-
-
 def _sign(metric: Metric) -> float:
     return 1.0 if metric.greater_is_better else -1.0
-
-

@@ -51,8 +51,11 @@ class Metric(BaseEstimator):
         self.n_reference_ = len(as_source(reference))
         return self
 
-    def __call__(self, samples: Tensor) -> Tensor:
-        """Return the metric of some samples, shape (n, *sample_shape), as a differentiable scalar."""
+    def __call__(self, samples: Tensor, *discriminator: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the metric of some samples, shape (n, *sample_shape), as a differentiable scalar.
+
+        Where `uses_discriminator`, the second argument is the discriminator.
+        """
         raise NotImplementedError
 
     @property
@@ -108,7 +111,7 @@ class FeatureMetric(Metric):
         """Return the metric of the features of all samples as a differentiable scalar."""
         raise NotImplementedError
 
-    def __call__(self, samples: Tensor) -> Tensor:
+    def __call__(self, samples: Tensor, *discriminator: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the metric of some samples, shape (n, *sample_shape), as a differentiable scalar."""
         return self.reduce(self.extract(samples))
 

@@ -83,8 +83,10 @@ class Evaluator:
             raise independent
         cotangent = map_state(torch.zeros_like, state.without_buffers())
         cotangent = cotangent._replace(discriminator=dict(zip(discriminator, to_discriminator)))
-        field = "average" if state.average else "generator"
-        return float(value), cotangent._replace(**{field: dict(zip(params, total))})
+        to_generator = dict(zip(params, total))
+        if state.average:
+            return float(value), cotangent._replace(average=to_generator)
+        return float(value), cotangent._replace(generator=to_generator)
 
     def _chunks(self, n_samples: int) -> tuple[Tensor, ...]:
         return self.latents[:n_samples].split(self.chunk_size)

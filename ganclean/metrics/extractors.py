@@ -53,6 +53,8 @@ class InceptionV3(nn.Module):
         self.network.requires_grad_(False)
         self.low, self.high = value_range
         self.resize = resize
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
 

@@ -47,7 +47,9 @@ class FID(FeatureMetric):
 
     def fit_features(self, features):
         if len(features) < 2:
-            raise MetricError(f"FID needs at least 2 reference instances to estimate a covariance; got {len(features)}.")
+            raise MetricError(
+                f"FID needs at least 2 reference instances to estimate a covariance; got {len(features)}."
+            )
         self.mean_, self.covariance_ = features.mean(dim=0), features.T.cov()
         self.covariance_ = self.covariance_.reshape(features.shape[1], features.shape[1])
         values, vectors = torch.linalg.eigh(self.covariance_)

@@ -83,7 +83,9 @@ class KID(FeatureMetric):
             )
         rng = check_random_state(self.random_state)
         values = [
-            self._mmd(*(x[torch.from_numpy(rng.permutation(len(x))[: self.subset_size])] for x in (reference, features)))
+            self._mmd(
+                *(x[torch.from_numpy(rng.permutation(len(x))[: self.subset_size])] for x in (reference, features))
+            )
             for _ in range(self.n_subsets)
         ]
         return torch.stack(values).mean()

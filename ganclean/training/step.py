@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from ganclean.training.state import Tensors, TrainingState
 UPDATES = ("alternating", "simultaneous")
 
 
-class StepRecord(NamedTuple):
+@dataclass(frozen=True)
+class StepRecord:
     """What a training step drew; with the state before it, it determines the state after it.
 
     Parameters
@@ -45,8 +47,10 @@ class StepRecord(NamedTuple):
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Seed torch's global generator of a device inside the block and restore it afterwards."""
     # Not torch.manual_seed, which on a build with CUDA formats a stack trace whenever it is called.
-    cuda = device is not None and device.type == "cuda"
-    generator = torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator
+    if device is not None and device.type == "cuda":
+        generator = torch.cuda.default_generators[device.index or 0]
+    else:
+        generator = torch.default_generator
     before = generator.get_state()
     generator.manual_seed(seed)
     try:
@@ -68,6 +72,13 @@ def one_number_per_sample(output: Tensor, n_samples: int) -> Tensor:
             f"per sample, shape ({n_samples},) or ({n_samples}, 1). Average patch outputs in the module's forward."
         )
     return output.reshape(n_samples)
+
+
+def loaded(module: nn.Module, params: Tensors) -> nn.Module:
+    """Return a copy of a module with other values of some parameters, in evaluation mode."""
+    module = copy.deepcopy(module)
+    module.load_state_dict(params, strict=False)
+    return module.eval()
 
 
 @dataclass(frozen=True)

@@ -92,13 +92,13 @@ class GANTrainer(BaseEstimator):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """The shape of one latent."""
-        return (self.latent_dim,) if isinstance(self.latent_dim, Integral) else tuple(self.latent_dim)
+        return (int(self.latent_dim),) if isinstance(self.latent_dim, Integral) else tuple(self.latent_dim)
 
     def make_step(self, generator: nn.Module, discriminator: nn.Module) -> TrainingStep:
         """Return the training step of copies of two networks, after checking the parameters."""
         if self.update not in UPDATES:
             raise ValueError(f"update must be one of {list(UPDATES)}; got {self.update!r}.")
-        if self.ema_decay is not None and not (isinstance(self.ema_decay, Real) and 0 <= self.ema_decay < 1):
+        if self.ema_decay is not None and not (isinstance(self.ema_decay, Real) and 0 <= float(self.ema_decay) < 1):
             raise ValueError(f"ema_decay must be None or a number in [0, 1); got {self.ema_decay!r}.")
         default = resolve_optimizer(self.optimizer, Adam(lr=1e-3, betas=(0.5, 0.99)))
         return TrainingStep(
@@ -108,7 +108,7 @@ class GANTrainer(BaseEstimator):
             resolve_optimizer(self.optimizer_generator, default),
             resolve_optimizer(self.optimizer_discriminator, default),
             self.update,
-            self.ema_decay,
+            None if self.ema_decay is None else float(self.ema_decay),
         )
 
     def batch_size_for(self, n_samples: int) -> int:

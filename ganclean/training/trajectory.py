@@ -272,9 +272,7 @@ class FolderStore:
     def record(self, index: int) -> StepRecord:
         tensors = self._load(self._path("step", index))
         latents = tensors["latents_d"]
-        return StepRecord(
-            index, tensors["indices"], latents, tensors.get("latents_g", latents), int(tensors["seed"])
-        )
+        return StepRecord(index, tensors["indices"], latents, tensors.get("latents_g", latents), int(tensors["seed"]))
 
     def has_state(self, index: int) -> bool:
         return self._path("state", index).exists()

@@ -108,7 +108,7 @@ def predicted_influence(cleaner: GANInfluence, last_epochs: int | None) -> np.nd
     if backend.traced_epochs() == last_epochs or "last_epochs" not in backend.get_params():
         return cleaner.influence_
     backend = clone(backend).set_params(last_epochs=last_epochs)
-    gradient = {"": cleaner.gradients_[cleaner._selected]}
+    gradient = {"": cleaner.gradients_[cleaner.metric_name_]}
     return backend.fit(cleaner.trajectory_, gradient).influences_[""]
 
 

@@ -122,9 +122,7 @@ def _together(
         yield map_state(lambda tensor, i=i: tensor[i], states)
 
 
-def _alone(
-    trajectory: Trajectory, state: TrainingState, start: int, kept: Tensor, renormalize: bool
-) -> TrainingState:
+def _alone(trajectory: Trajectory, state: TrainingState, start: int, kept: Tensor, renormalize: bool) -> TrainingState:
     for t in range(start, len(trajectory)):
         record = trajectory[t]
         real = trajectory.source[record.indices]
