@@ -31,11 +31,11 @@ def conv_pair(activation, seed: int) -> tuple[nn.Module, nn.Module]:
     """An 8-channel convolutional pair for 14 × 14 images, in float64."""
     torch.manual_seed(seed)
     generator = nn.Sequential(
-        nn.Linear(LATENT, 16 * 7 * 7),
-        nn.Unflatten(1, (16, 7, 7)),
-        nn.GroupNorm(4, 16),
+        nn.Linear(LATENT, 8 * 7 * 7),
+        nn.Unflatten(1, (8, 7, 7)),
+        nn.GroupNorm(4, 8),
         activation(),
-        nn.ConvTranspose2d(16, 8, 4, stride=2, padding=1),
+        nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1),
         nn.GroupNorm(4, 8),
         activation(),
         nn.Conv2d(8, 1, 3, padding=1),
@@ -44,11 +44,11 @@ def conv_pair(activation, seed: int) -> tuple[nn.Module, nn.Module]:
     discriminator = nn.Sequential(
         nn.Conv2d(1, 8, 4, stride=2, padding=1),
         activation(),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1),
-        nn.GroupNorm(4, 16),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        nn.GroupNorm(4, 8),
         activation(),
         nn.Flatten(),
-        nn.Linear(16 * 4 * 4, 1),
+        nn.Linear(8 * 4 * 4, 1),
     )
     return generator.double(), discriminator.double()
 

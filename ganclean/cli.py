@@ -22,7 +22,7 @@ from ganclean.files import LoadedData, read_data
 from ganclean.metrics import FID, KID, AverageLogLikelihood, InceptionScore, train_classifier
 from ganclean.metrics.base import Metric
 from ganclean.optim import Adam
-from ganclean.reporting import CleansingCase, write_report
+from ganclean.reporting import CleansingCase, window, write_report
 from ganclean.training.trainer import GANTrainer
 from ganclean.validation import cleansing_curve
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "auto takes a classifier where there are labels",
     )
     training = cleanse.add_argument_group("training")
-    training.add_argument("--epochs", type=int, default=40)
+    training.add_argument("--epochs", type=int, default=25)
     training.add_argument("--batch-size", type=int, default=50)
     training.add_argument("--latent-dim", type=int, default=16)
     training.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam")
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--image-size", type=int, help="resize a folder's images")
     proof = cleanse.add_argument_group("influence and proof")
     proof.add_argument("--last-epochs", type=int, default=5, help="how many epochs to trace back")
+    proof.add_argument(
+        "--retrain-epochs", default="traced", metavar="N", help="how many epochs to retrain: traced, all or a number"
+    )
     proof.add_argument("--samples", type=int, default=2000, help="generated samples that the metric is computed from")
     proof.add_argument("--held-out", type=float, default=0.2, help="fraction for validation, and again for the test")
     proof.add_argument("--rates", type=_amount, nargs="+", default=[0.05, 0.1, 0.2], help="removal rates to try")
@@ -113,11 +116,15 @@ def _cleanse(args: argparse.Namespace) -> int:
         cleaner = _cleaner(args, extractor)
         console.print(str(cleaner.estimate_cost(X)))
         cleaner.fit(X, X_val=data.X[validation])
-        rates = args.rates if is_foreign is None else [0.1]
         if args.jobs is None:
             args.jobs = 1 if torch.cuda.is_available() else min(args.seeds, os.cpu_count() or 1)
         curve = cleansing_curve(
-            cleaner, data.X[test], [_fraction(r, len(X)) for r in rates], n_seeds=args.seeds, n_jobs=args.jobs
+            cleaner,
+            data.X[test],
+            [_fraction(r, len(X)) for r in args.rates],
+            n_seeds=args.seeds,
+            last_epochs=_retrained_epochs(args),
+            n_jobs=args.jobs,
         )
         files = None if data.files is None else [data.files[i] for i in train]
         case = CleansingCase(title, X, train, cleaner, curve, is_foreign, files)
@@ -148,6 +155,16 @@ def _split(n: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray, 
 
 def _fraction(amount: float | int, n: int) -> float:
     return amount / n if isinstance(amount, int) else amount
+
+
+def _retrained_epochs(args: argparse.Namespace) -> int | None:
+    if args.retrain_epochs == "all":
+        return None
+    text = args.last_epochs if args.retrain_epochs == "traced" else args.retrain_epochs
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"--retrain-epochs must be 'traced', 'all' or a number; got {text!r}.") from None
 
 
 def _extractor(args: argparse.Namespace, data: LoadedData) -> Extractor:
@@ -260,8 +277,8 @@ def _settings(
         f"{step.update}, moving average {args.ema}",
         "metric": f"{args.metric} on {extractor[2]}, {args.samples} generated samples",
         "influence": f"{case.cleaner.backend_!r}",
-        "retraining": "the whole run from the same initial weights, with the same batches and latents, without the "
-        "removed instances, the discriminator's mean taken over the remaining ones",
+        "retraining": f"the {window(case.curve.last_epochs)}, with the same batches and latents, without the removed "
+        "instances, the discriminator's mean taken over the remaining ones",
         "seeds": f"{args.seeds}, from {args.seed}",
         "software": f"ganclean {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads",
         "time": f"{seconds:.0f} s in all",

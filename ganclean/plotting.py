@@ -62,7 +62,7 @@ class CleansingCurveDisplay:
         ax.axhline(curve.baseline.mean(), color=COLORS["none"], linestyle=":", linewidth=1, label="nothing removed")
         better = "higher" if curve.greater_is_better else "lower"
         ax.set(xlabel="training instances removed (%)", ylabel=f"{curve.metric}, held out ({better} is better)")
-        ax.set_xticks(rates)
+        ax.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
         ax.legend(frameon=False)
         _tidy(ax)
         self.ax_, self.figure_ = ax, ax.figure

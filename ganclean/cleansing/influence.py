@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 
 from ganclean.backends import resolve_backend
 from ganclean.data import DataSource, as_source, fingerprint, take
+from ganclean.exceptions import NonFiniteError
 from ganclean.metrics import resolve_metric
 from ganclean.metrics.base import Metric
 from ganclean.metrics.evaluation import Evaluator
@@ -186,9 +188,16 @@ class GANInfluence(BaseEstimator):
             trajectory.check_matches(description)
             trajectory.check_complete()
             trajectory.bind(step, source)
-        # A metric that cannot be fitted says so before anything long runs.
         self.metrics_ = {name: metric.fit(self.reference_) for name, metric in metrics.items()}
         self.metric_ = self.metrics_[selected]
+        self.trainer_ = trainer
+        self._evaluation_seed = seeds["evaluation"]
+        n_latents = max(metric.sample_size for metric in self.metrics_.values())
+        evaluator = Evaluator(step, self._latents(step.generator, n_latents, self._evaluation_seed))
+        for name, metric in self.metrics_.items():
+            # A metric that has no gradient says so now instead of after training; one that is not finite yet may be.
+            with suppress(NonFiniteError):
+                evaluator.gradient(name, metric, step.initial_state())
         with progress_bars(self.verbose) as progress:
             if trajectory is None:
                 trajectory = trainer.record(
@@ -200,12 +209,9 @@ class GANInfluence(BaseEstimator):
                     progress=progress,
                 )
             self.trajectory_ = trajectory
-            self.trainer_ = trainer
-            self._evaluation_seed = seeds["evaluation"]
             final = trajectory.state(len(trajectory))
             self.generator_ = loaded(step.generator, final.evaluated)
             self.discriminator_ = loaded(step.discriminator, final.discriminator)
-            evaluator = self._evaluator(max(metric.sample_size for metric in self.metrics_.values()))
             both = {name: evaluator.gradient(name, metric, final) for name, metric in self.metrics_.items()}
             self.metric_values_ = {name: value for name, (value, _) in both.items()}
             self.metric_value_ = self.metric_values_[selected]
@@ -299,8 +305,9 @@ class GANInfluence(BaseEstimator):
         labels : None
         """
         check_is_fitted(self)
+        seed = check_random_state(self.random_state).randint(2**31)
         with torch.no_grad():
-            samples = self.generator_(self._latents(n_samples, check_random_state(self.random_state).randint(2**31)))
+            samples = self.generator_(self._latents(self.generator_, n_samples, seed))
         return samples.cpu().numpy() if self._returns_arrays else samples, None
 
     def get_support(self, indices=False):
@@ -426,8 +433,8 @@ class GANInfluence(BaseEstimator):
     def _is_training_data(self, data) -> bool:
         return len(as_source(data)) == len(self.support_) and fingerprint(data) == self._fingerprint
 
-    def _latents(self, n_samples: int, seed: int) -> Tensor:
-        parameter = next(self.generator_.parameters())
+    def _latents(self, generator: nn.Module, n_samples: int, seed: int) -> Tensor:
+        parameter = next(generator.parameters())
         noise = torch.Generator().manual_seed(int(seed))
         latents = torch.randn(n_samples, *self.trainer_.latent_shape, generator=noise, dtype=parameter.dtype)
         return latents.to(parameter.device)
@@ -435,7 +442,8 @@ class GANInfluence(BaseEstimator):
     def _evaluator(self, n_samples: int, seed: int | None = None) -> Evaluator:
         """Return what evaluates metrics, on the same latents for the same number of samples."""
         seed = self._evaluation_seed if seed is None else seed
-        return Evaluator(self.trajectory_.step, self._latents(n_samples, seed))
+        step = self.trajectory_.step
+        return Evaluator(step, self._latents(step.generator, n_samples, seed))
 
 
 def _checked(X: Any, estimator: GANInfluence | None = None, reset: bool = True):

@@ -93,11 +93,12 @@ def train_classifier(X, y, *, n_features=32, n_epochs=20, batch_size=64, lr=3e-3
 
     Examples
     --------
+    >>> import torch
     >>> from ganclean.datasets import load_digits_images
     >>> from ganclean.metrics import train_classifier
     >>> X, y = load_digits_images()
     >>> classifier = train_classifier(X[:200], y[:200], n_epochs=2)
-    >>> classifier.features(X[:3]).shape
+    >>> classifier.features(torch.from_numpy(X[:3])).shape
     torch.Size([3, 32])
     """
     source = as_source(X).cast(torch.float32, None)

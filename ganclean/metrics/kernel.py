@@ -42,7 +42,7 @@ class KID(FeatureMetric):
     >>> from ganclean.metrics import KID
     >>> X = torch.eye(2)
     >>> round(float(KID().fit(X)(X + 1)), 3)
-    8.844
+    16.625
     """
 
     greater_is_better = False

@@ -1,5 +1,5 @@
 """The HTML report of a cleansing."""
 
-from ganclean.reporting.report import CleansingCase, write_report
+from ganclean.reporting.report import CleansingCase, window, write_report
 
-__all__ = ["CleansingCase", "write_report"]
+__all__ = ["CleansingCase", "window", "write_report"]

@@ -73,7 +73,9 @@ class CleansingCase:
     def verdict(self) -> str:
         """Say in words whether removal helped."""
         none, random = self.comparisons().values()
-        what = f"Removing the {self.rate:.0%} most harmful instances and retraining"
+        what = (
+            f"Removing the {self.rate:.0%} most harmful instances and retraining the {window(self.curve.last_epochs)}"
+        )
         metric = f"the held-out {self.curve.metric}"
         test = f"(paired over {none.n} seeds: p = {none.p_value:.2g} and p = {random.p_value:.2g})"
         if none.significant and random.significant:
@@ -95,6 +97,13 @@ class CleansingCase:
             f"{self.rate:.0%} random removed": self.curve.values["random"][:, i],
         }
         return [(name, float(v.mean()), float(v.std(ddof=1))) for name, v in columns.items()]
+
+
+def window(last_epochs: int | None) -> str:
+    """Say which part of a run was retrained."""
+    if last_epochs is None:
+        return "whole run"
+    return "last epoch" if last_epochs == 1 else f"last {last_epochs} epochs"
 
 
 def write_report(folder: str | Path, cases: list[CleansingCase], settings: dict[str, str]) -> Path:
@@ -159,7 +168,7 @@ def _figures(case: CleansingCase) -> dict[str, str]:
     if case.X.ndim == 4 and case.X.shape[1] in (1, 3):
         for which in ("harmful", "helpful"):
             displays[which] = ImageGridDisplay.from_estimator(case.cleaner, case.X, which=which, n_shown=32)
-        latents = case.cleaner._latents(64, 0)
+        latents = case.cleaner._evaluator(64).latents
         for name in ("none", "influence"):
             with torch.no_grad():
                 samples = case.curve.generators[name](latents).float().cpu().numpy()

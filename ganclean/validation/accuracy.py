@@ -77,7 +77,7 @@ def estimation_accuracy(
     >>> from ganclean import GANInfluence, GANTrainer
     >>> from ganclean.validation import estimation_accuracy
     >>> X = np.random.default_rng(0).normal(size=(60, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=2), random_state=0).fit(X)
+    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=20), random_state=0).fit(X)
     >>> estimation_accuracy(cleaner, n_instances=20).kendall_tau > 0.9
     True
     """

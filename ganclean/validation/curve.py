@@ -42,6 +42,8 @@ class CleansingCurve:
         (``"random"``).
     harmfulness : ndarray of shape (n_seeds, n_samples)
         By which the most harmful were found.
+    last_epochs : int or None
+        How many epochs were retrained; None for all.
     generators : dict of str to torch.nn.Module
         The first seed's generator without removal (``"none"``) and retrained after each selector's removal, at the
         rate that is nearest to the cleanser's `n_remove`.
@@ -53,6 +55,7 @@ class CleansingCurve:
     baseline: np.ndarray
     values: dict[str, np.ndarray]
     harmfulness: np.ndarray
+    last_epochs: int | None = None
     generators: dict[str, nn.Module] = field(repr=False, default_factory=dict)
 
     def compare(
@@ -162,6 +165,7 @@ def cleansing_curve(
             selector: all_values[:, 1 + i * n_rates : 1 + (i + 1) * n_rates] for i, selector in enumerate(SELECTORS)
         },
         harmfulness=np.array(harmfulness),
+        last_epochs=last_epochs,
         generators=generators[0],
     )
 
