@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from numbers import Integral, Real
-from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, clone
-from sklearn.utils import check_array, check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.base import clone
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from ganclean.backends import resolve_backend
-from ganclean.data import DataSource, as_source, fingerprint, take
+from ganclean.cleansing._base import Cleanser, checked_data
+from ganclean.data import DataSource, fingerprint
 from ganclean.exceptions import NonFiniteError
 from ganclean.metrics import resolve_metric
 from ganclean.metrics.base import Metric
@@ -29,7 +27,7 @@ from ganclean.training.trainer import GANTrainer
 from ganclean.training.trajectory import Trajectory
 
 
-class GANInfluence(BaseEstimator):
+class GANInfluence(Cleanser):
     """Finds the training instances that harm a GAN, and drops them.
 
     `fit` trains the GAN, records the run, and traces the gradient of a metric of the generated samples back through it.
@@ -220,59 +218,8 @@ class GANInfluence(BaseEstimator):
             self.backend_ = backend.fit(trajectory, self.gradients_, progress)
         self.influences_ = self.backend_.influences_
         self.influence_ = self.influences_[selected]
-        self._drop(n_remove)
+        self._drop(_sign(self.metric_) * self.influence_, n_remove)
         return self
-
-    def fit_resample(self, X, y=None, **fit_params):
-        """Fit and return the kept rows: imbalanced-learn's protocol.
-
-        Parameters
-        ----------
-        X : array-like, Tensor or Dataset of shape (n_samples, *sample_shape)
-        y : array-like of shape (n_samples,), optional
-        **fit_params
-            Passed to `fit`.
-
-        Returns
-        -------
-        X_kept, y_kept
-            In the containers that they came in; y_kept is None where y is.
-        """
-        self.fit(X, y, **fit_params)
-        kept = self.sample_indices_
-        return take(X, kept), None if y is None else take(y, kept)
-
-    @property
-    def transform(self):
-        """Drop harmful rows: ``transform(X)``, once fitted.
-
-        On the data of `fit` (the same content) it keeps the rows of `support_`; of other data it drops the rows whose
-        `score_samples` is above `threshold_`. An array gives an array, a tensor a tensor, a DataFrame a DataFrame and a
-        Dataset a `torch.utils.data.Subset`.
-        """
-        # NotFittedError is an AttributeError too: hasattr is False until fitted, as imbalanced-learn's Pipeline needs.
-        check_is_fitted(self)
-        return self._transform
-
-    def _transform(self, X):
-        data = self._check_data(X)
-        if self._is_training_data(data):
-            return take(X, self.sample_indices_)
-        return take(X, np.flatnonzero(self._harmfulness_of(data) <= self.threshold_))
-
-    def score_samples(self, X):
-        """Return the harmfulness that instances would have had in training, on the scale of `harmfulness_`.
-
-        Parameters
-        ----------
-        X : array-like, Tensor or Dataset of shape (n, *sample_shape)
-
-        Returns
-        -------
-        ndarray of shape (n,), float64
-        """
-        check_is_fitted(self)
-        return self._harmfulness_of(self._check_data(X))
 
     def score(self, X, y=None):
         """Return the metric of the trained generator against X, its sign flipped where lower is better.
@@ -310,16 +257,6 @@ class GANInfluence(BaseEstimator):
             samples = self.generator_(self._latents(self.generator_, n_samples, seed))
         return samples.cpu().numpy() if self._returns_arrays else samples, None
 
-    def get_support(self, indices=False):
-        """Return the mask of the kept rows, or their indices.
-
-        Parameters
-        ----------
-        indices : bool, default=False
-        """
-        check_is_fitted(self)
-        return self.sample_indices_ if indices else self.support_
-
     def estimate_cost(self, X) -> CostEstimate:
         """Return what `fit` would take, from one probed step of training and of tracing.
 
@@ -332,7 +269,7 @@ class GANInfluence(BaseEstimator):
         CostEstimate
             Steps, seconds, bytes of memory and of disk; the metric itself is not counted.
         """
-        data = _checked(X)
+        data = checked_data(X)
         backend = resolve_backend(self.backend)
         trainer, step, source, _ = self._prepare(data)
         description = trainer.describe(step, len(data), "")
@@ -355,17 +292,6 @@ class GANInfluence(BaseEstimator):
             "smoothness_ is not available in this version. Check the estimate by retraining instead: "
             "ganclean.validation.estimation_accuracy(cleaner)."
         )
-
-    def _check_data(self, X, reset=False):
-        """Check data and return them as an array, a tensor or a Dataset; remember their form where `reset`."""
-        data = _checked(X, self, reset)
-        shape = tuple(DataSource(data).sample_shape)
-        if reset:
-            self._sample_shape, self._returns_arrays = shape, isinstance(data, np.ndarray)
-            self.n_features_in_ = int(np.prod(shape))
-        elif shape != self._sample_shape:
-            raise ValueError(f"X has instances of shape {shape}, but fit was called with shape {self._sample_shape}.")
-        return data
 
     def _prepare(self, data) -> tuple[GANTrainer, TrainingStep, DataSource, dict[str, int]]:
         """Build what trains, and check that the networks fit the data."""
@@ -403,35 +329,10 @@ class GANInfluence(BaseEstimator):
             raise ValueError(f"select must name one of the metrics {sorted(metrics)}; got {self.select!r}.")
         return metrics, selected
 
-    def _count_to_remove(self, n_samples: int) -> int:
-        n = self.n_remove
-        if isinstance(n, str) and n == "auto":
-            raise ValueError("n_remove='auto' is not available in this version; give a fraction or a count.")
-        if isinstance(n, Integral) and not isinstance(n, bool) and 0 <= int(n) < n_samples:
-            return int(n)
-        if isinstance(n, Real) and not isinstance(n, Integral) and 0 <= float(n) < 1:
-            # Rounding up to all instances would leave nothing to train on.
-            return min(round(float(n) * n_samples), n_samples - 1)
-        raise ValueError(
-            f"n_remove must be a fraction in [0, 1) or a count below the {n_samples} instances; got {n!r}."
-        )
-
-    def _drop(self, n_remove: int) -> None:
-        self.harmfulness_ = _sign(self.metric_) * self.influence_
-        order = np.argsort(-self.harmfulness_, kind="stable")
-        self.support_ = np.ones(len(order), dtype=bool)
-        self.support_[order[:n_remove]] = False
-        self.sample_indices_ = np.flatnonzero(self.support_)
-        self.sample_weight_ = self.support_.astype(np.float64)
-        self.threshold_ = float(self.harmfulness_[self.support_].max())
-
     def _harmfulness_of(self, data) -> np.ndarray:
         samples = DataSource(data, self.trajectory_.source.dtype, self.trajectory_.source.device)
         influence = self.backend_.score_samples(self.trajectory_, self.gradients_[self.metric_name_], samples)
         return _sign(self.metric_) * influence
-
-    def _is_training_data(self, data) -> bool:
-        return len(as_source(data)) == len(self.support_) and fingerprint(data) == self._fingerprint
 
     def _latents(self, generator: nn.Module, n_samples: int, seed: int) -> Tensor:
         parameter = next(generator.parameters())
@@ -444,28 +345,6 @@ class GANInfluence(BaseEstimator):
         seed = self._evaluation_seed if seed is None else seed
         step = self.trajectory_.step
         return Evaluator(step, self._latents(step.generator, n_samples, seed))
-
-
-def _checked(X: Any, estimator: GANInfluence | None = None, reset: bool = True):
-    """Return X as an array, a tensor or a Dataset that can be trained on."""
-    if isinstance(X, Dataset):
-        if not hasattr(X, "__len__") or len(X) < 2:
-            raise ValueError("A Dataset must be map-style and hold at least 2 instances.")
-        return X
-    if isinstance(X, Tensor):
-        if X.ndim < 2 or len(X) < 2:
-            raise ValueError(
-                "A tensor of instances must have shape (n_samples, ...) with at least 2 instances; got "
-                f"{tuple(X.shape)}."
-            )
-        if not bool(torch.isfinite(X).all()):
-            raise ValueError("Input X contains NaN or infinity. Remove such rows before training.")
-        return X.detach()
-    minimum = 2 if reset else 1
-    if estimator is None or np.ndim(X) > 2:
-        # validate_data would take the number of channels for the number of features.
-        return check_array(X, allow_nd=True, ensure_min_samples=minimum)
-    return validate_data(estimator, X, reset=reset, ensure_min_samples=minimum)
 
 
 def _built(player: str, network: nn.Module | Callable, sample_shape: tuple[int, ...]) -> nn.Module:
