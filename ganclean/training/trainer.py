@@ -92,7 +92,8 @@ class GANTrainer(BaseEstimator):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """The shape of one latent."""
-        return (int(self.latent_dim),) if isinstance(self.latent_dim, Integral) else tuple(self.latent_dim)
+        shape = (self.latent_dim,) if isinstance(self.latent_dim, Integral) else self.latent_dim
+        return tuple(int(size) for size in shape)
 
     def make_step(self, generator: nn.Module, discriminator: nn.Module) -> TrainingStep:
         """Return the training step of copies of two networks, after checking the parameters."""
@@ -121,7 +122,7 @@ class GANTrainer(BaseEstimator):
                 f"batch_size={self.batch_size} is larger than the data, which has {n_samples} instances. Choose a "
                 "smaller one, or batch_size='auto'."
             )
-        return self.batch_size
+        return int(self.batch_size)
 
     def describe(self, step: TrainingStep, n_samples: int, data_fingerprint: str) -> dict[str, Any]:
         """Return what identifies a run: it must agree for a recorded trajectory to be used again."""
@@ -131,7 +132,7 @@ class GANTrainer(BaseEstimator):
         state = step.initial_state()
         return {
             "version": __version__,
-            "n_steps": steps_per_epoch * self.n_epochs,
+            "n_steps": steps_per_epoch * int(self.n_epochs),
             "steps_per_epoch": steps_per_epoch,
             "data": data_fingerprint,
             "parameters": {
@@ -139,13 +140,14 @@ class GANTrainer(BaseEstimator):
                 for player, params in (("generator", state.generator), ("discriminator", state.discriminator))
                 for name, p in params.items()
             },
+            "modules": {"generator": repr(step.generator), "discriminator": repr(step.discriminator)},
             "settings": {
                 "loss": repr(step.loss),
                 "optimizer_generator": repr(step.optimizer_generator),
                 "optimizer_discriminator": repr(step.optimizer_discriminator),
                 "update": step.update,
                 "ema_decay": step.ema_decay,
-                "n_epochs": self.n_epochs,
+                "n_epochs": int(self.n_epochs),
                 "batch_size": self.batch_size_for(n_samples),
                 "latent_shape": list(self.latent_shape),
             },

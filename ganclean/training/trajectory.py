@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ganclean.data import DataSource
@@ -19,6 +20,7 @@ from ganclean.training.state import TrainingState, flatten_state, unflatten_stat
 from ganclean.training.step import StepRecord, TrainingStep
 
 FORMAT = 1
+DESCRIBED = {"n_steps", "steps_per_epoch", "data", "parameters", "modules", "settings"}
 
 
 class Trajectory:
@@ -110,11 +112,11 @@ class Trajectory:
         if epochs is None:
             return 0
         n_epochs = -(-len(self) // self.steps_per_epoch)
-        if not 0 < epochs <= n_epochs:
+        if not isinstance(epochs, Integral) or not 0 < epochs <= n_epochs:
             raise ValueError(
                 f"last_epochs must be None (the whole run) or from 1 to the {n_epochs} trained epochs; got {epochs!r}."
             )
-        return max(0, len(self) - epochs * self.steps_per_epoch)
+        return max(0, len(self) - int(epochs) * self.steps_per_epoch)
 
     def state(self, index: int) -> TrainingState:
         """Return the state before step `index`; ``len(trajectory)`` is the end."""
@@ -162,6 +164,7 @@ class Trajectory:
         """Raise `TrajectoryError` where the record is of another model, other data or other training settings."""
         reasons = {
             "parameters": "another model: the names or shapes of its parameters differ",
+            "modules": "another model: its modules differ",
             "data": "other data: the content of X differs from what was trained on",
             "settings": "other training settings",
         }
@@ -178,9 +181,12 @@ class Trajectory:
                 )
 
     def _kept_before(self, index: int) -> int:
-        while not self.store.has_state(index):
-            index -= 1
-        return index
+        for kept in range(index, -1, -1):
+            if self.store.has_state(kept):
+                return kept
+        raise TrajectoryError(
+            f"The trajectory in {self.store} is damaged: its first state is missing. Train again into a new folder."
+        )
 
 
 class MemoryStore:
@@ -254,12 +260,15 @@ class FolderStore:
     def read_manifest(self) -> dict[str, Any]:
         try:
             description = json.loads((self.folder / "manifest.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            version = description.pop("format")
+            if version == FORMAT and not DESCRIBED <= description.keys():
+                raise KeyError(*sorted(DESCRIBED - description.keys()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrajectoryError(
                 f"The folder {self.folder} holds no recorded trajectory ({error}). Expected a folder that "
                 "GANTrainer(store=...) wrote."
             ) from error
-        if description.pop("format", None) != FORMAT:
+        if version != FORMAT:
             raise TrajectoryError(f"The trajectory in {self.folder} has a format that this version does not read.")
         return description
 
@@ -285,14 +294,17 @@ class FolderStore:
 
     def _save(self, path: Path, tensors: dict[str, Tensor]) -> None:
         unfinished = path.with_suffix(".unfinished")
-        # Clones, since parameters can be views of one vector, which the format does not allow.
-        save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, unfinished)
+        # Clones, since parameters can be views of one vector, which the format does not allow. It does not keep the
+        # order either, which vectors of all parameters depend on.
+        clones = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+        save_file(clones, unfinished, metadata={"order": json.dumps(list(clones))})
         os.replace(unfinished, path)
 
     def _load(self, path: Path) -> dict[str, Tensor]:
         try:
-            return load_file(path, device=str(self.device))
-        except (OSError, SafetensorError) as error:
+            with safe_open(path, framework="pt", device=str(self.device)) as file:
+                return {name: file.get_tensor(name) for name in json.loads(file.metadata()["order"])}
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise TrajectoryError(
                 f"The trajectory in {self.folder} is damaged: {path.name} cannot be read ({error}). Train again into a "
                 "new folder."
