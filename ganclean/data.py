@@ -85,6 +85,15 @@ def fingerprint(data: Any) -> str:
     """
     source = as_source(data)
     digest = hashlib.blake2b(digest_size=16)
+    for batch in finite_batches(source):
+        values = batch.detach().cpu().contiguous().numpy()
+        digest.update(f"{values.dtype}{values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def finite_batches(source: DataSource) -> Iterator[Tensor]:
+    """Yield all instances in order, and raise `ValueError` where one holds NaN or an infinite value."""
     row = 0
     for batch in source.batches():
         finite = torch.isfinite(batch).flatten(1).all(dim=1)
@@ -95,10 +104,7 @@ def fingerprint(data: Any) -> str:
                 "(sklearn.impute.SimpleImputer) before training."
             )
         row += len(batch)
-        values = batch.detach().cpu().contiguous().numpy()
-        digest.update(f"{values.dtype}{values.shape}".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()
+        yield batch
 
 
 def take(data: Any, indices: np.ndarray) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -142,8 +143,11 @@ def secant_adjoint(
 
 def secant_width(theta: Tensor, v: Tensor, delta: float) -> float:
     """Return ε = δ‖θ‖/‖v‖, or 0 where v vanishes and there is no direction to look along."""
-    norm = float(v.norm())
-    return delta * (float(theta.norm()) or 1.0) / norm if norm else 0.0
+    # In float64, where the squares of what fits float32 neither overflow nor vanish.
+    norm = float(v.double().norm())
+    if not math.isfinite(norm):
+        return math.nan
+    return delta * (float(theta.double().norm()) or 1.0) / norm if norm else 0.0
 
 
 def _generator_secant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from numbers import Real
@@ -108,7 +109,7 @@ class ITD(InfluenceBackend):
             return exact_adjoint
         if self.delta == "auto":
             raise ValueError("delta='auto' is not available in this version; give a number such as 1e-2, the default.")
-        if not isinstance(self.delta, Real) or not float(self.delta) > 0:
+        if not isinstance(self.delta, Real) or not 0 < float(self.delta) < math.inf:
             raise ValueError(f"delta must be a positive number; got {self.delta!r}.")
         return partial(secant_adjoint, delta=float(self.delta))
 

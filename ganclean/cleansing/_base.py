@@ -6,14 +6,13 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ganclean.data import DataSource, as_source, fingerprint, take
+from ganclean.data import DataSource, as_source, fingerprint, finite_batches, take
 
 
 class Cleanser(BaseEstimator):
@@ -25,6 +24,10 @@ class Cleanser(BaseEstimator):
 
     n_remove: float | int | str
     _fingerprint: str
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """A fit that failed half-way leaves what it had computed, but no kept rows."""
+        return hasattr(self, "support_")
 
     def fit_resample(self, X, y=None, **fit_params):
         """Fit and return the kept rows: imbalanced-learn's protocol.
@@ -93,6 +96,9 @@ class Cleanser(BaseEstimator):
 
     def _check_data(self, X, reset=False):
         """Check data and return them as an array, a tensor or a Dataset; remember their form where `reset`."""
+        if reset:
+            for name in ("support_", "feature_names_in_"):
+                vars(self).pop(name, None)
         data = checked_data(X, self, reset)
         shape = tuple(DataSource(data).sample_shape)
         if reset:
@@ -135,6 +141,8 @@ def checked_data(X: Any, estimator: BaseEstimator | None = None, reset: bool = T
     if isinstance(X, Dataset):
         if not hasattr(X, "__len__") or len(X) < minimum:
             raise ValueError(f"A Dataset must be map-style and hold at least {minimum} instances.")
+        for _ in finite_batches(DataSource(X)):
+            pass
         return X
     if isinstance(X, Tensor):
         if X.ndim < 2 or len(X) < minimum:
@@ -142,8 +150,8 @@ def checked_data(X: Any, estimator: BaseEstimator | None = None, reset: bool = T
                 f"A tensor of instances must have shape (n_samples, ...) with at least {minimum} instances; got "
                 f"{tuple(X.shape)}."
             )
-        if not bool(torch.isfinite(X).all()):
-            raise ValueError("Input X contains NaN or infinity. Remove such rows before training.")
+        for _ in finite_batches(DataSource(X)):
+            pass
         return X.detach()
     if estimator is None or np.ndim(X) > 2:
         # validate_data would take the number of channels for the number of features.

@@ -297,20 +297,22 @@ class GANInfluence(Cleanser):
         """Build what trains, and check that the networks fit the data."""
         rng = check_random_state(self.random_state)
         seeds = {name: int(rng.randint(2**31)) for name in ("initial", "training", "evaluation")}
-        trainer = clone(self.trainer) if self.trainer is not None else GANTrainer()
-        if not isinstance(trainer, GANTrainer):
+        if not isinstance(self.trainer, GANTrainer | None):
             raise ValueError(f"trainer must be a GANTrainer or None; got {self.trainer!r}.")
+        trainer = GANTrainer() if self.trainer is None else clone(self.trainer)
         source = DataSource(data)
         shape = tuple(source.sample_shape)
         with seeded(seeds["initial"]):
-            defaults = default_pair(shape, trainer.latent_dim) if None in (self.generator, self.discriminator) else ()
-            dtype = torch.float64 if source[[0]].dtype == torch.float64 else torch.float32
-            generator, discriminator = (
-                default.to(dtype) if network is None else _built(player, network, shape)
-                for player, network, default in zip(
-                    ("generator", "discriminator"), (self.generator, self.discriminator), defaults or (None, None)
-                )
-            )
+            generator = _built("generator", self.generator, shape)
+            discriminator = _built("discriminator", self.discriminator, shape)
+            if generator is None or discriminator is None:
+                # A default network suits the one beside it, or else the data.
+                given = [p for module in (generator, discriminator) if module is not None for p in module.parameters()]
+                dtype = torch.float64 if source[[0]].dtype == torch.float64 else torch.float32
+                like = given[0] if given else torch.empty(0, dtype=dtype)
+                defaults = default_pair(shape, trainer.latent_dim)
+                generator = defaults[0].to(like) if generator is None else generator
+                discriminator = defaults[1].to(like) if discriminator is None else discriminator
         step = trainer.make_step(generator, discriminator)
         parameter = next(generator.parameters(), None)
         if parameter is not None:
@@ -336,9 +338,9 @@ class GANInfluence(Cleanser):
 
     def _latents(self, generator: nn.Module, n_samples: int, seed: int) -> Tensor:
         parameter = next(generator.parameters())
-        noise = torch.Generator().manual_seed(int(seed))
-        latents = torch.randn(n_samples, *self.trainer_.latent_shape, generator=noise, dtype=parameter.dtype)
-        return latents.to(parameter.device)
+        # NumPy draws in order, so that fewer latents are the first of more: metrics of different sizes share them.
+        latents = np.random.RandomState(seed).standard_normal((n_samples, *self.trainer_.latent_shape))
+        return torch.from_numpy(latents).to(parameter)
 
     def _evaluator(self, n_samples: int, seed: int | None = None) -> Evaluator:
         """Return what evaluates metrics, on the same latents for the same number of samples."""
@@ -347,7 +349,9 @@ class GANInfluence(Cleanser):
         return Evaluator(step, self._latents(step.generator, n_samples, seed))
 
 
-def _built(player: str, network: nn.Module | Callable, sample_shape: tuple[int, ...]) -> nn.Module:
+def _built(player: str, network: nn.Module | Callable | None, sample_shape: tuple[int, ...]) -> nn.Module | None:
+    if network is None:
+        return None
     if not isinstance(network, nn.Module) and callable(network):
         network = network(sample_shape)
     if not isinstance(network, nn.Module):

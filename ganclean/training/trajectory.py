@@ -261,7 +261,7 @@ class FolderStore:
         try:
             description = json.loads((self.folder / "manifest.json").read_text())
             version = description.pop("format")
-            if version == FORMAT and not DESCRIBED <= description.keys():
+            if version == FORMAT and not description.keys() >= DESCRIBED:
                 raise KeyError(*sorted(DESCRIBED - description.keys()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrajectoryError(

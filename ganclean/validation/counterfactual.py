@@ -99,11 +99,20 @@ def retrained_states(
     for begin in range(0, len(removals), chunk_size):
         kept = torch.ones(len(removals[begin : begin + chunk_size]), len(trajectory.source), dtype=torch.bool)
         for row, removal in zip(kept, removals[begin:]):
-            row[torch.as_tensor(np.asarray(removal, dtype=np.int64))] = False
+            row[_rows(removal, len(row))] = False
         if vectorize:
             yield from _together(trajectory, first, start, kept, renormalize)
         else:
             yield from (_alone(trajectory, first, start, row, renormalize) for row in kept)
+
+
+def _rows(removal: Sequence[int], n_samples: int) -> Tensor:
+    rows = np.asarray(removal)
+    if rows.size == 0:
+        return torch.empty(0, dtype=torch.int64)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n_samples:
+        raise ValueError(f"A removal must be a sequence of rows from 0 to {n_samples - 1}; got {removal!r}.")
+    return torch.from_numpy(rows.astype(np.int64))
 
 
 def _together(
