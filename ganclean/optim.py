@@ -121,6 +121,11 @@ class SGD(Optimizer):
     def moment_names(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("momentum",) if self.momentum else ()
 
+    def init(self, params):
+        if self.nesterov and not self.momentum:
+            raise ValueError("SGD(nesterov=True) looks ahead along the momentum and needs one; got momentum=0.")
+        return super().init(params)
+
     def rule(self, param, grad, moments, step):
         if self.weight_decay:
             grad = grad + self.weight_decay * param

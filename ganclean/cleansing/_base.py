@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -44,6 +44,8 @@ class Cleanser(BaseEstimator):
         X_kept, y_kept
             In the containers that they came in; y_kept is None where y is.
         """
+        if y is not None:
+            check_consistent_length(X, y)
         self.fit(X, y, **fit_params)
         kept = self.sample_indices_
         return take(X, kept), None if y is None else take(y, kept)
@@ -153,7 +155,7 @@ def checked_data(X: Any, estimator: BaseEstimator | None = None, reset: bool = T
         for _ in finite_batches(DataSource(X)):
             pass
         return X.detach()
-    if estimator is None or np.ndim(X) > 2:
+    if estimator is None or np.asarray(X).ndim > 2:
         # validate_data would take the number of channels for the number of features.
         return check_array(X, allow_nd=True, ensure_min_samples=minimum)
     return validate_data(estimator, X, reset=reset, ensure_min_samples=minimum)

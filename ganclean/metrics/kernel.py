@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
+from torchmetrics.image.kid import poly_kernel
 
 from ganclean.exceptions import MetricError
 from ganclean.metrics.base import FeatureMetric
@@ -96,5 +97,4 @@ class KID(FeatureMetric):
         return within - 2 * xy.mean()
 
     def _kernel(self, x: Tensor, y: Tensor) -> Tensor:
-        gamma = 1 / x.shape[1] if self.gamma is None else self.gamma
-        return (gamma * x @ y.T + self.coef) ** self.degree
+        return poly_kernel(x, y, self.degree, self.gamma, self.coef)

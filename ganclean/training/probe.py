@@ -136,8 +136,8 @@ def probe_step(step: TrainingStep, source: DataSource, record: StepRecord, trace
             seconds.append(time.perf_counter() - begin)
         except (RuntimeError, NotImplementedError) as error:
             raise NetworkError(
-                f"A step of this training cannot be run and traced: {error}. If the operation has no second "
-                "derivative, use ITD(derivative='secant'), which needs none."
+                f"A step of this training cannot be run and traced: {error}. Replace the operation; if it only lacks "
+                "a second derivative, use ITD(derivative='secant'), the default, which needs none."
             ) from error
     return seconds[0], max(seconds[1] - seconds[0], 0.0)
 
@@ -158,8 +158,10 @@ def estimate_cost(
     recomputed = 0 if checkpoint_every == 1 else n_traced
     state_bytes = sum(t.nbytes for t in flatten_state(step.initial_state()).values())
     shared = record.latents_g is record.latents_d
-    record_bytes = record.indices.nbytes + record.latents_d.nbytes * (1 if shared else 2)
-    kept = state_bytes * (2 + n_traced // checkpoint_every) + record_bytes * n_steps
+    seed_bytes = 8
+    record_bytes = record.indices.nbytes + record.latents_d.nbytes * (1 if shared else 2) + seed_bytes
+    # The first state, the last, and those in between that are traced.
+    kept = state_bytes * (1 + (n_traced < n_steps) + n_traced // checkpoint_every) + record_bytes * n_steps
     segment = state_bytes * (checkpoint_every + 2)
     return CostEstimate(
         n_steps=n_steps,

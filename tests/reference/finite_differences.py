@@ -1,27 +1,52 @@
-"""Influence by brute force: replay the run with one example's weight a little higher and a little lower."""
+"""Influence by brute force: train again with one example's weight a little higher and a little lower."""
 
 import numpy as np
 import torch
 
+from tests.reference.eager_training import train_eagerly
 
-def weighted_value(cleaner, metric, weights, start=0):
-    """The metric after replaying a run from step `start` with example weights, shape (n_samples,)."""
-    trajectory = cleaner.trajectory_
-    state = trajectory.state(start)
-    for t in range(start, len(trajectory)):
-        record = trajectory[t]
-        state = trajectory.step(state, record, trajectory.source[record.indices], weights[record.indices])
-    return cleaner._evaluator(metric.sample_size).value(metric, state)
+STENCIL = {-2: 1 / 12, -1: -8 / 12, 1: 8 / 12, 2: -1 / 12}
 
 
-def finite_difference_influence(cleaner, metric, rows, start=0, width=1e-4):
-    """Minus the central difference of the metric in each row's weight: weight 0 removes an instance."""
-    influence = []
-    for row in rows:
-        values = []
-        for sign in (1, -1):
-            weights = torch.ones(len(cleaner.influence_), dtype=torch.float64)
-            weights[row] += sign * width
-            values.append(weighted_value(cleaner, metric, weights, start))
-        influence.append((values[1] - values[0]) / (2 * width))
-    return np.array(influence)
+def metric_values(cleaner, X, **changes):
+    """All metrics after training a cleaner's networks eagerly, with example weights or an outsider in every batch."""
+    _, discriminator, generator = train_eagerly(
+        cleaner.generator, cleaner.discriminator, cleaner.trainer, X, cleaner.trajectory_, **changes
+    )
+    latents = cleaner._evaluator(max(metric.sample_size for metric in cleaner.metrics_.values())).latents
+    values = []
+    with torch.no_grad():
+        samples = generator(latents)
+        for metric in cleaner.metrics_.values():
+            judge = (discriminator,) if metric.uses_discriminator else ()
+            values.append(float(metric(samples[: metric.sample_size], *judge)))
+    return np.array(values)
+
+
+def finite_difference_influences(cleaner, X, start=0, width=4e-3):
+    """Minus the derivative of every metric in each row's weight from step `start`: a dict of arrays (n_samples,)."""
+
+    def derivative(row):
+        values = 0
+        for offset, factor in STENCIL.items():
+            weights = torch.ones(len(X), dtype=torch.float64)
+            weights[row] += offset * width
+            values = values + factor / width * metric_values(cleaner, X, weights=weights, start=start)
+        return -values
+
+    return dict(zip(cleaner.metrics_, np.stack([derivative(row) for row in range(len(X))], axis=1)))
+
+
+def finite_difference_outsiders(cleaner, X, outsiders, start=0, width=4e-3):
+    """Minus the derivative of every metric in the weight of an instance that is added to every batch."""
+
+    def derivative(x):
+        changes = [(factor / width, (x, offset * width)) for offset, factor in STENCIL.items()]
+        return -sum(factor * metric_values(cleaner, X, outsider=outsider, start=start) for factor, outsider in changes)
+
+    return dict(zip(cleaner.metrics_, np.stack([derivative(x) for x in outsiders], axis=1)))
+
+
+def largest_error(influences, expected):
+    """The largest error of any instance's influence on any metric, relative to that very influence."""
+    return max(float(np.max(np.abs(influences[name] - expected[name]) / np.abs(expected[name]))) for name in expected)

@@ -1,0 +1,652 @@
+import copy
+import pickle
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+
+from ganclean import GANInfluence, GANTrainer, Trajectory
+from ganclean.backends import ITD
+from ganclean.exceptions import MetricError, MissingExtraError, NonFiniteError
+from ganclean.metrics import FID, AverageLogLikelihood, FunctionMetric, InceptionScore, SampleMean
+from ganclean.networks import ConvGenerator, ImageClassifier, MLPDiscriminator, MLPGenerator
+from ganclean.optim import SGD, Adam
+from tests.reference.finite_differences import metric_values
+from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks, toy_trainer
+
+IMAGES = np.tanh(np.random.default_rng(1).normal(size=(20, 1, 8, 8))).astype(np.float32)
+
+
+def test_the_fitted_attributes_have_the_promised_shapes_and_types(cleaner):
+    assert cleaner.influence_.shape == cleaner.harmfulness_.shape == cleaner.support_.shape == (16,)
+    assert cleaner.influence_.dtype == cleaner.harmfulness_.dtype == np.float64
+    assert cleaner.support_.dtype == bool
+    assert cleaner.sample_indices_.dtype == np.int64 and cleaner.sample_indices_.shape == (12,)
+    assert cleaner.sample_weight_.dtype == np.float64
+    assert isinstance(cleaner.metric_value_, float) and isinstance(cleaner.threshold_, float)
+    assert isinstance(cleaner.generator_, nn.Module) and not cleaner.generator_.training
+    assert isinstance(cleaner.discriminator_, nn.Module) and not cleaner.discriminator_.training
+    assert isinstance(cleaner.trajectory_, Trajectory) and len(cleaner.trajectory_) == 9
+    assert isinstance(cleaner.backend_, ITD) and isinstance(cleaner.metric_, FID)
+    assert cleaner.n_features_in_ == 2
+    assert cleaner.metric_value_ > 0 and cleaner.influence_.any()
+
+
+def test_the_metric_value_is_that_of_the_trained_generator(cleaner, X):
+    metric = FID(n_samples=60).fit(X)
+    latents = cleaner._evaluator(60).latents
+    assert cleaner.metric_value_ == pytest.approx(metric(cleaner.generator_(latents)).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("greater_is_better", "sign"), [(True, 1), (False, -1)])
+def test_harmfulness_is_the_influence_signed_as_an_improvement(greater_is_better, sign, X):
+    metric = SampleMean(greater_is_better=greater_is_better, n_samples=50)
+    cleaner = toy_cleaner(metric=metric, n_remove=3).fit(X)
+    assert np.array_equal(cleaner.harmfulness_, sign * cleaner.influence_)
+    assert set(np.flatnonzero(~cleaner.support_)) == set(np.argsort(-sign * cleaner.influence_)[:3])
+
+
+def test_support_indices_weights_and_threshold_tell_the_same_rows(cleaner):
+    harmful = np.argsort(-cleaner.harmfulness_)[:4]
+    assert np.array_equal(np.flatnonzero(~cleaner.support_), np.sort(harmful))
+    assert np.array_equal(cleaner.sample_indices_, np.flatnonzero(cleaner.support_))
+    assert np.array_equal(cleaner.sample_weight_, cleaner.support_.astype(float))
+    assert np.array_equal(cleaner.get_support(), cleaner.support_)
+    assert np.array_equal(cleaner.get_support(indices=True), cleaner.sample_indices_)
+    assert cleaner.harmfulness_[cleaner.support_].max() == cleaner.threshold_ < cleaner.harmfulness_[harmful].min()
+
+
+@pytest.mark.parametrize(
+    ("n_remove", "n_kept"), [(0, 16), (0.0, 16), (1, 15), (15, 1), (0.25, 12), (0.05, 15), (0.99, 1), (np.int64(3), 13)]
+)
+def test_a_fraction_or_a_count_is_removed(n_remove, n_kept, X):
+    cleaner = toy_cleaner(n_remove=n_remove, n_epochs=1).fit(X)
+    assert cleaner.support_.sum() == n_kept
+    assert cleaner.transform(X).shape == (n_kept, 2)
+
+
+@pytest.mark.parametrize("n_remove", [1.0, 1.5, -0.1, -1, 16, 17, True, None, "all", np.nan])
+def test_an_impossible_number_of_removals_is_refused(n_remove, X):
+    with pytest.raises(ValueError, match=r"n_remove must be a fraction in \[0, 1\) or a count below the 16 instances"):
+        toy_cleaner(n_remove=n_remove).fit(X)
+
+
+def test_the_automatic_number_of_removals_is_not_available(X):
+    with pytest.raises(
+        ValueError, match="n_remove='auto' is not available in this version; give a fraction or a count"
+    ):
+        toy_cleaner(n_remove="auto").fit(X)
+
+
+def test_several_metrics_give_influences_by_name_and_one_decides(X):
+    metrics = {"fid": FID(n_samples=60), "ll": AverageLogLikelihood(n_samples=60)}
+    cleaner = toy_cleaner(metric=metrics, select="ll").fit(X)
+    assert list(cleaner.influences_) == list(cleaner.metric_values_) == list(cleaner.metrics_) == ["fid", "ll"]
+    assert cleaner.influence_ is cleaner.influences_["ll"]
+    assert cleaner.metric_value_ == cleaner.metric_values_["ll"]
+    assert isinstance(cleaner.metric_, AverageLogLikelihood) and cleaner.metric_name_ == "ll"
+    assert np.array_equal(cleaner.harmfulness_, cleaner.influence_)
+    assert toy_cleaner(metric=metrics).fit(X).metric_name_ == "fid"
+    with pytest.raises(ValueError, match=r"select must name one of the metrics \['fid', 'll'\]; got 'kid'"):
+        toy_cleaner(metric=metrics, select="kid").fit(X)
+
+
+def test_metrics_of_different_sizes_evaluate_the_generator_as_each_does_alone(X):
+    metrics = {"few": FID(n_samples=50), "many": FID(n_samples=77)}
+    together = toy_cleaner(metric=metrics).fit(X)
+    for name, metric in metrics.items():
+        alone = toy_cleaner(metric=metric).fit(X)
+        assert together.metric_values_[name] == pytest.approx(alone.metric_value_, rel=1e-9)
+        np.testing.assert_allclose(together.influences_[name], alone.influence_, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fid", "kid", "log_likelihood"])
+def test_a_metric_may_be_named(name, X):
+    cleaner = toy_cleaner(metric=name).fit(X)
+    assert cleaner.metric_name_ == name and np.isfinite(cleaner.influence_).all()
+
+
+def test_an_unknown_metric_is_refused(X):
+    for metric in ("accuracy", None, {}, FID):
+        with pytest.raises(ValueError, match=r"metric must be one of .* a Metric object, or a dict of them; got"):
+            toy_cleaner().set_params(metric=metric).fit(X)
+
+
+def test_a_metric_that_does_not_depend_on_the_generator_is_refused(X):
+    with pytest.raises(MetricError, match="does not depend on the generator"):
+        toy_cleaner(metric=FunctionMetric(lambda samples: samples.new_ones(()))).fit(X)
+
+
+class Items(Dataset):
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, index):
+        return {"instance": torch.from_numpy(self.values[index]), "label": index}
+
+
+CONTAINERS = {
+    "array": np.asarray,
+    "array in Fortran order": np.asfortranarray,
+    "list": np.ndarray.tolist,
+    "tensor": lambda X: torch.from_numpy(X.copy()),
+    "TensorDataset": lambda X: TensorDataset(torch.from_numpy(X.copy())),
+    "Dataset of dicts": lambda X: Items(X.copy()),
+    "DataFrame": lambda X: pd.DataFrame(X, columns=["a", "b"], index=range(100, 100 + len(X))),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
+def test_any_container_gives_the_same_influences_and_comes_back_as_it_was(container, X, cleaner):
+    data = container(X)
+    other = toy_cleaner().fit(data)
+    assert np.array_equal(other.influence_, cleaner.influence_)
+    cleaned = other.transform(data)
+    if isinstance(data, Dataset):
+        assert isinstance(cleaned, Subset) and cleaned.dataset is data
+        assert list(cleaned.indices) == cleaner.sample_indices_.tolist()
+    else:
+        assert type(cleaned) is type(data)
+        assert np.array_equal(np.asarray(cleaned), X[cleaner.support_])
+    if isinstance(data, pd.DataFrame):
+        assert list(other.feature_names_in_) == ["a", "b"]
+        assert cleaned.index.tolist() == (100 + cleaner.sample_indices_).tolist()
+
+
+def test_the_training_data_are_recognised_by_content_in_another_container(cleaner, X):
+    kept = X[cleaner.support_]
+    assert np.array_equal(cleaner.transform(X.copy()), kept)
+    assert np.array_equal(cleaner.transform(torch.from_numpy(X.copy())).numpy(), kept)
+    assert np.array_equal(cleaner.transform(pd.DataFrame(X)).to_numpy(), kept)
+
+
+def test_other_data_lose_what_scores_above_the_threshold(cleaner, X):
+    new = np.random.default_rng(5).normal(size=(300, 2))
+    scores = cleaner.score_samples(new)
+    expected = new[scores <= cleaner.threshold_]
+    assert scores.shape == (300,) and scores.dtype == np.float64
+    assert 0 < len(expected) < 300
+    assert np.array_equal(cleaner.transform(new), expected)
+    assert torch.equal(cleaner.transform(torch.from_numpy(new)), torch.from_numpy(expected))
+    shuffled = X[::-1].copy()
+    assert np.array_equal(cleaner.transform(shuffled), shuffled[cleaner.score_samples(shuffled) <= cleaner.threshold_])
+
+
+def test_scores_of_new_data_do_not_depend_on_their_company_or_container(cleaner):
+    new = np.random.default_rng(5).normal(size=(9, 2))
+    scores = cleaner.score_samples(new)
+    for container in CONTAINERS.values():
+        np.testing.assert_allclose(cleaner.score_samples(container(new[4:5])), scores[4:5], rtol=1e-9)
+    np.testing.assert_allclose(cleaner.score_samples(Items(new)), scores, rtol=1e-12)
+    np.testing.assert_allclose(cleaner.score_samples(torch.from_numpy(new)), scores, rtol=1e-12)
+
+
+def test_scores_agree_with_the_harmfulness_of_the_training_data_in_scale_and_order(X):
+    cleaner = toy_cleaner(n_epochs=20).fit(X)
+    scores = cleaner.score_samples(X)
+    assert np.corrcoef(scores, cleaner.harmfulness_)[0, 1] > 0.9
+    assert np.std(scores) == pytest.approx(np.std(cleaner.harmfulness_), rel=0.5)
+
+
+def test_fit_resample_drops_the_rows_of_X_and_y(X):
+    y = np.arange(16)
+    cleaner = toy_cleaner()
+    X_kept, y_kept = cleaner.fit_resample(X, y)
+    assert np.array_equal(y_kept, cleaner.sample_indices_)
+    assert np.array_equal(X_kept, X[y_kept])
+    _, series = toy_cleaner().fit_resample(X, pd.Series(y, index=y + 50))
+    assert series.index.tolist() == (y_kept + 50).tolist()
+    _, labels = toy_cleaner().fit_resample(X, y.tolist())
+    assert list(labels) == y_kept.tolist()
+    _, nothing = toy_cleaner().fit_resample(X)
+    assert nothing is None
+
+
+def test_fit_resample_passes_the_reference_on(X):
+    cleaner = toy_cleaner()
+    cleaner.fit_resample(X, None, X_val=X[:5])
+    assert cleaner.metric_.n_reference_ == 5
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c, X: c.transform(X),
+        lambda c, X: c.score_samples(X),
+        lambda c, X: c.score(X),
+        lambda c, X: c.sample(2),
+        lambda c, X: c.get_support(),
+    ],
+    ids=["transform", "score_samples", "score", "sample", "get_support"],
+)
+def test_nothing_works_before_fit(call, X):
+    with pytest.raises(NotFittedError, match="This GANInfluence instance is not fitted yet"):
+        call(toy_cleaner(), X)
+
+
+def test_transform_exists_once_fitted(cleaner):
+    assert not hasattr(toy_cleaner(), "transform")
+    assert hasattr(cleaner, "transform")
+
+
+def test_a_cleaner_whose_fit_failed_is_not_fitted(X):
+    cleaner = toy_cleaner(loss="least_squares", optimizer=SGD(lr=1e200))
+    with pytest.raises(NonFiniteError):
+        cleaner.fit(X)
+    assert not hasattr(cleaner, "transform")
+    with pytest.raises(NotFittedError):
+        cleaner.get_support()
+
+
+@pytest.mark.parametrize(("metric", "sign"), [(FID(n_samples=60), -1), (AverageLogLikelihood(n_samples=60), 1)])
+def test_the_score_is_the_metric_against_other_data_signed_so_that_greater_is_better(metric, sign, X):
+    cleaner = toy_cleaner(metric=metric).fit(X)
+    test = toy_data(40)[16:]
+    samples = cleaner.generator_(cleaner._evaluator(60).latents)
+    expected = clone(metric).fit(test)(samples).item()
+    assert cleaner.score(test) == pytest.approx(sign * expected, rel=1e-9)
+    assert cleaner.score(X) == pytest.approx(sign * cleaner.metric_value_, rel=1e-9)
+    assert cleaner.metric_.n_reference_ == 16
+
+
+def test_the_reference_of_the_metric_is_X_val_or_X(X):
+    cleaner = toy_cleaner().fit(X, X_val=X[:7] + 1)
+    np.testing.assert_allclose(cleaner.metric_.mean_.numpy(), (X[:7] + 1).mean(axis=0))
+    np.testing.assert_allclose(toy_cleaner().fit(X).metric_.mean_.numpy(), X.mean(axis=0))
+
+
+def test_samples_come_as_from_a_gaussian_mixture(cleaner, X):
+    samples, labels = cleaner.sample(5)
+    assert isinstance(samples, np.ndarray) and samples.shape == (5, 2) and labels is None
+    assert np.array_equal(cleaner.sample(5)[0], samples)
+    assert cleaner.sample()[0].shape == (1, 2)
+    of_tensor = toy_cleaner().fit(torch.from_numpy(X.copy()))
+    assert torch.equal(of_tensor.sample(5)[0], torch.from_numpy(samples))
+
+
+def test_samples_have_the_spread_of_latents_and_none_twice(cleaner):
+    samples, _ = cleaner.sample(200)
+    assert len(np.unique(samples, axis=0)) == 200
+
+
+def test_the_generator_is_the_averaged_one_where_an_average_is_kept(X):
+    cleaner = toy_cleaner(ema_decay=0.9).fit(X)
+    final = cleaner.trajectory_.state(9)
+    assert all(torch.equal(p, final.average[name]) for name, p in cleaner.generator_.named_parameters())
+    assert not torch.equal(cleaner.generator_[0].weight, final.generator["0.weight"])
+    samples = cleaner.generator_(cleaner._evaluator(60).latents)
+    assert cleaner.metric_value_ == pytest.approx(cleaner.metric_(samples).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_steps", "n_traced"),
+    [
+        ({"n_epochs": 5}, 15, 15),
+        ({"n_epochs": 5, "backend": ITD(last_epochs=2)}, 15, 6),
+        ({"n_epochs": 4, "batch_size": 16}, 4, 4),
+    ],
+)
+def test_the_cost_estimate_counts_the_steps_and_states_of_the_run(settings, n_steps, n_traced, X, tmp_path):
+    estimate = toy_cleaner(**settings).estimate_cost(X)
+    assert (estimate.n_steps, estimate.n_traced) == (n_steps, n_traced)
+    assert estimate.seconds_training > 0 and estimate.seconds_tracing >= 0
+    assert estimate.seconds == estimate.seconds_training + estimate.seconds_tracing
+    assert estimate.memory_bytes > 0 and estimate.disk_bytes == 0
+    assert f"{n_steps} training steps" in str(estimate)
+
+    cleaner = toy_cleaner(store=tmp_path / "run", **settings)
+    on_disk = cleaner.estimate_cost(X)
+    assert on_disk.memory_bytes < estimate.memory_bytes
+    assert not (tmp_path / "run").exists()
+    cleaner.fit(X)
+    assert len(cleaner.trajectory_) == n_steps
+    written = 0
+    for path in (tmp_path / "run").glob("*.safetensors"):
+        content = path.read_bytes()
+        written += len(content) - 8 - int.from_bytes(content[:8], "little")
+    assert written <= on_disk.disk_bytes <= 1.2 * written
+
+
+def test_fewer_checkpoints_cost_less_memory(X):
+    every, some = (toy_cleaner(n_epochs=20, checkpoint_every=n).estimate_cost(X) for n in (1, 10))
+    assert some.memory_bytes < every.memory_bytes / 2
+
+
+def test_the_cost_estimate_does_not_fit(X):
+    cleaner = toy_cleaner()
+    cleaner.estimate_cost(X)
+    assert not hasattr(cleaner, "influence_")
+
+
+def test_the_same_random_state_reproduces_everything(cleaner, X):
+    again = toy_cleaner().fit(X)
+    assert np.array_equal(again.influence_, cleaner.influence_)
+    assert again.score(X[:9]) == cleaner.score(X[:9])
+    other = toy_cleaner().set_params(random_state=1).fit(X)
+    assert not np.array_equal(other.influence_, cleaner.influence_)
+
+
+def test_a_random_state_instance_is_drawn_from(X):
+    first, second = (toy_cleaner().set_params(random_state=np.random.RandomState(7)).fit(X) for _ in range(2))
+    assert np.array_equal(first.influence_, second.influence_)
+
+
+def test_fitting_twice_forgets_the_first_time(cleaner, X):
+    twice = toy_cleaner().fit(X[:10] + 3, X_val=X[:4]).fit(X)
+    assert np.array_equal(twice.influence_, cleaner.influence_)
+    assert twice.metric_value_ == cleaner.metric_value_
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_given_parts_are_never_changed(training, X):
+    generator, discriminator = toy_networks()
+    extractor = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5)).double()
+    parts = [part.train(training) for part in (generator, discriminator, extractor)]
+    before = [copy.deepcopy(part.state_dict()) for part in parts]
+    metric, trainer, backend = FID(extractor, n_samples=60), toy_trainer(), ITD()
+    cleaner = GANInfluence(generator, discriminator, trainer=trainer, metric=metric, backend=backend, random_state=0)
+    cleaner.fit(X).score_samples(X[:3])
+    for part, state in zip(parts, before):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in part.state_dict().items())
+        assert all(p.grad is None and p.requires_grad for p in part.parameters())
+        assert all(module.training == training for module in part.modules())
+    assert not hasattr(metric, "mean_") and not hasattr(backend, "influences_")
+    assert cleaner.trainer is trainer and cleaner.generator is generator and cleaner.metric is metric
+
+
+def test_modules_factories_and_defaults_are_interchangeable(X):
+    shapes = []
+
+    def make_generator(sample_shape):
+        shapes.append(sample_shape)
+        return toy_networks()[0]
+
+    from_factories = toy_cleaner((make_generator, lambda _: toy_networks()[1])).fit(X)
+    assert shapes == [(2,)]
+    assert np.array_equal(from_factories.influence_, toy_cleaner().fit(X).influence_)
+    assert np.isfinite(toy_cleaner((None, toy_networks()[1])).fit(X).influence_).all()
+    default = toy_cleaner((None, None)).fit(X)
+    assert isinstance(default.generator_, MLPGenerator) and isinstance(default.discriminator_, MLPDiscriminator)
+
+
+def test_factories_draw_their_weights_from_the_random_state(X):
+    def cleaner(seed):
+        def generator(sample_shape):
+            return MLPGenerator(sample_shape, latent_dim=3, width=4).double()
+
+        return GANInfluence(generator, trainer=toy_trainer(n_epochs=1), random_state=seed).fit(X)
+
+    torch.manual_seed(1)
+    first = cleaner(0)
+    torch.manual_seed(2)
+    assert np.array_equal(cleaner(0).influence_, first.influence_)
+    assert not torch.equal(
+        cleaner(1).trajectory_.state(0).generator["0.weight"], first.trajectory_.state(0).generator["0.weight"]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_run_has_the_type_of_the_modules(dtype, X):
+    networks = [network.to(dtype) for network in toy_networks()]
+    for data in (X, X.astype(np.float32), torch.from_numpy(X.astype(np.float32)), (10 * X).astype(np.int64)):
+        cleaner = toy_cleaner(networks, n_epochs=1).fit(data)
+        assert cleaner.trajectory_[0].latents_d.dtype == dtype
+        assert cleaner.trajectory_.state(1).generator["0.weight"].dtype == dtype
+        assert cleaner.trajectory_.source[[0]].dtype == dtype
+        assert cleaner.influence_.dtype == np.float64
+
+
+def test_default_networks_take_the_precision_of_the_data(X):
+    for data, dtype in ((X, torch.float64), (X.astype(np.float32), torch.float32)):
+        cleaner = GANInfluence(trainer=toy_trainer(n_epochs=1), random_state=0).fit(data)
+        assert next(cleaner.generator_.parameters()).dtype == dtype
+
+
+def test_a_default_network_takes_the_precision_of_the_one_beside_it(X):
+    generator, discriminator = (network.float() for network in toy_networks())
+    for networks in ((generator, None), (None, discriminator)):
+        cleaner = toy_cleaner(networks, n_epochs=1).fit(X)
+        assert {p.dtype for p in cleaner.generator_.parameters()} == {torch.float32}
+
+
+def test_single_and_double_precision_agree(cleaner, X):
+    single = toy_cleaner([network.float() for network in toy_networks()])
+    single.fit(X)
+    assert np.corrcoef(single.influence_, cleaner.influence_)[0, 1] > 0.9
+
+
+def test_every_part_is_reached_through_set_params():
+    cleaner = toy_cleaner(optimizer=Adam())
+    cleaner.set_params(backend__last_epochs=2, trainer__optimizer__lr=0.5, metric__n_samples=9, n_remove=3)
+    assert cleaner.backend.last_epochs == 2
+    assert cleaner.trainer.optimizer.lr == 0.5
+    assert cleaner.metric.n_samples == 9
+    params = cleaner.get_params()
+    assert params["backend__delta"] == 1e-2 and params["trainer__optimizer__betas"] == (0.9, 0.999)
+    with pytest.raises(ValueError, match="Invalid parameter 'epochs'"):
+        cleaner.set_params(trainer__epochs=3)
+
+
+def test_a_clone_has_the_parameters_and_nothing_learned(cleaner, X):
+    copied = clone(cleaner)
+    assert not hasattr(copied, "influence_")
+    assert copied.generator is not cleaner.generator
+    assert copied.get_params()["trainer__optimizer__lr"] == cleaner.trainer.optimizer.lr
+    assert np.array_equal(copied.fit(X).influence_, cleaner.influence_)
+
+
+def test_the_constructor_stores_its_arguments_untouched():
+    arguments = {"trainer": object(), "metric": object(), "backend": object(), "n_remove": object()}
+    cleaner = GANInfluence("anything", 3, **arguments)
+    assert (cleaner.generator, cleaner.discriminator) == ("anything", 3)
+    assert all(getattr(cleaner, name) is value for name, value in arguments.items())
+
+
+def test_a_fitted_cleaner_survives_pickling(cleaner, X):
+    again = pickle.loads(pickle.dumps(cleaner))
+    new = np.random.default_rng(5).normal(size=(9, 2))
+    assert np.array_equal(again.influence_, cleaner.influence_)
+    assert np.array_equal(again.transform(X), cleaner.transform(X))
+    assert np.array_equal(again.score_samples(new), cleaner.score_samples(new))
+    assert np.array_equal(again.sample(3)[0], cleaner.sample(3)[0])
+
+
+def test_a_fitted_cleaner_with_a_trajectory_on_disk_survives_pickling(X, tmp_path):
+    cleaner = toy_cleaner(store=tmp_path / "run").fit(X)
+    again = pickle.loads(pickle.dumps(cleaner))
+    assert np.array_equal(again.score_samples(X[:3]), cleaner.score_samples(X[:3]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
+def test_data_that_are_not_finite_are_refused(container, value):
+    X = toy_data()
+    X[5, 1] = value
+    with pytest.raises(ValueError, match=r"(?i)input X contains (NaN|infinity)"):
+        toy_cleaner().fit(container(X))
+
+
+def test_a_reference_that_is_not_finite_is_refused(X):
+    bad = np.full((4, 2), np.nan)
+    for reference in (bad, torch.from_numpy(bad), TensorDataset(torch.from_numpy(bad))):
+        with pytest.raises(ValueError, match=r"(?i)contains (NaN|infinity)"):
+            toy_cleaner().fit(X, X_val=reference)
+
+
+def test_new_data_that_are_not_finite_are_refused(cleaner):
+    bad = np.full((4, 2), np.nan)
+    for new in (bad, torch.from_numpy(bad), TensorDataset(torch.from_numpy(bad))):
+        with pytest.raises(ValueError, match=r"(?i)contains (NaN|infinity)"):
+            cleaner.score_samples(new)
+        with pytest.raises(ValueError, match=r"(?i)contains (NaN|infinity)"):
+            cleaner.transform(new)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.zeros(9, 2))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.zeros((1, 2)), "minimum of 2 is required"),
+        (np.zeros(5), "Expected 2D array, got 1D array"),
+        (torch.zeros(1, 2), r"shape \(n_samples, ...\) with at least 2 instances; got \(1, 2\)"),
+        (torch.zeros(5), r"shape \(n_samples, ...\) with at least 2 instances; got \(5,\)"),
+        (TensorDataset(torch.zeros(1, 2)), "A Dataset must be map-style and hold at least 2 instances"),
+        (Stream(), "A Dataset must be map-style and hold at least 2 instances"),
+        (np.array([["a", "b"]] * 4), "could not convert string to float|dtype='numeric' is not compatible"),
+    ],
+    ids=["one row", "vector", "one row of a tensor", "vector of a tensor", "one item", "stream", "strings"],
+)
+def test_data_that_cannot_be_trained_on_are_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        toy_cleaner().fit(data)
+
+
+@pytest.mark.parametrize("container", [np.asarray, torch.from_numpy, lambda x: TensorDataset(torch.from_numpy(x))])
+def test_instances_of_another_shape_are_refused_after_fit(container, cleaner):
+    other = container(np.zeros((4, 3)))
+    for call in (cleaner.score_samples, cleaner.transform, cleaner.score):
+        with pytest.raises(ValueError, match=r"3 features, but GANInfluence is expecting 2|shape \(3,\), but fit was"):
+            call(other)
+
+
+def test_a_reference_of_another_shape_is_refused(X):
+    with pytest.raises(ValueError, match=r"3 features, but GANInfluence is expecting 2|shape \(3,\), but fit was"):
+        toy_cleaner().fit(X, X_val=np.zeros((4, 3)))
+
+
+def test_progress_is_shown_on_request(capsys, X):
+    toy_cleaner().set_params(verbose=True).fit(X)
+    shown = capsys.readouterr().out
+    assert "training" in shown and "tracing" in shown and "9/9" in shown
+    toy_cleaner().fit(X)
+    assert capsys.readouterr().out == ""
+
+
+def test_progress_without_rich_names_the_extra_to_install(monkeypatch, X):
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    with pytest.raises(MissingExtraError, match=r"needs the package 'rich'.*pip install 'ganclean\[cli\]'"):
+        toy_cleaner().set_params(verbose=True).fit(X)
+
+
+def test_training_from_a_trained_model_alone_is_not_available(X):
+    with pytest.raises(ValueError, match="trained=True needs a back-end that works from a trained model alone; this"):
+        toy_cleaner().fit(X, trained=True)
+
+
+def test_metasmoothness_is_not_available(cleaner):
+    assert not hasattr(cleaner, "smoothness_")
+    with pytest.raises(AttributeError, match=r"smoothness_ is not available in this version.*estimation_accuracy"):
+        _ = cleaner.smoothness_
+
+
+def test_a_trainer_of_another_kind_is_refused(X):
+    with pytest.raises(ValueError, match="trainer must be a GANTrainer or None; got 'fast'"):
+        toy_cleaner().set_params(trainer="fast").fit(X)
+
+
+@pytest.fixture(scope="module")
+def image_cleaner():
+    torch.manual_seed(0)
+    classifier = ImageClassifier((1, 8, 8), n_classes=4)
+    trainer = GANTrainer(n_epochs=2, batch_size=10, ema_decay=0.9)
+    metric = {"fid": FID(classifier.features), "is": InceptionScore(classifier)}
+    return GANInfluence(trainer=trainer, metric=metric, n_remove=0.2, random_state=0).fit(IMAGES)
+
+
+def test_images_are_cleansed_in_their_shape(image_cleaner):
+    assert isinstance(image_cleaner.generator_, ConvGenerator)
+    assert image_cleaner.transform(IMAGES).shape == (16, 1, 8, 8)
+    assert image_cleaner.transform(IMAGES).dtype == np.float32
+    assert image_cleaner.transform(torch.from_numpy(IMAGES)).shape == (16, 1, 8, 8)
+    assert image_cleaner.score_samples(IMAGES[:3]).shape == (3,)
+    assert image_cleaner.sample(2)[0].shape == (2, 1, 8, 8)
+    assert image_cleaner.n_features_in_ == 64
+    assert all(np.isfinite(influence).all() for influence in image_cleaner.influences_.values())
+
+
+def test_images_of_another_size_are_refused_after_fit(image_cleaner):
+    for other in (np.zeros((4, 1, 8, 4)), np.zeros((4, 3, 8, 8)), torch.zeros(4, 1, 4, 4)):
+        with pytest.raises(ValueError, match=r"X has instances of shape .*, but fit was called with shape \(1, 8, 8\)"):
+            image_cleaner.score_samples(other)
+
+
+def test_flattened_images_are_not_taken_for_the_images(image_cleaner):
+    with pytest.raises(ValueError, match=r"shape \(64,\), but fit was called with shape \(1, 8, 8\)"):
+        image_cleaner.transform(IMAGES.reshape(20, 64))
+
+
+@pytest.mark.parametrize("second", [torch.from_numpy, lambda X: TensorDataset(torch.from_numpy(X)), np.asarray])
+def test_fitting_again_forgets_the_names_of_the_features(second, X):
+    cleaner = toy_cleaner(n_epochs=1).fit(pd.DataFrame(X, columns=["a", "b"])).fit(second(X.copy()))
+    assert not hasattr(cleaner, "feature_names_in_")
+
+
+def test_fitting_images_after_vectors_forgets_the_vectors(X):
+    trainer = GANTrainer(n_epochs=1, batch_size=10)
+    cleaner = GANInfluence(trainer=trainer, metric=FID("pixels", n_samples=20), random_state=0)
+    cleaner.fit(pd.DataFrame(X, columns=["a", "b"])).fit(IMAGES)
+    assert cleaner.transform(IMAGES).shape == (19, 1, 8, 8)
+    assert cleaner.n_features_in_ == 64
+    assert not hasattr(cleaner, "feature_names_in_")
+
+
+def test_the_page_of_the_public_face_runs(X):
+    generator, discriminator = (network.float() for network in toy_networks())
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Linear(2, 4), nn.Tanh())
+    cleaner = GANInfluence(
+        generator,
+        discriminator,
+        trainer=GANTrainer(
+            loss="non_saturating",
+            optimizer=Adam(lr=2e-4, betas=(0.0, 0.99)),
+            n_epochs=5,
+            batch_size=8,
+            update="alternating",
+            latent_dim=3,
+            ema_decay=0.999,
+        ),
+        metric=FID(feature_extractor=features),
+        backend=ITD(last_epochs=1),
+        n_remove=0.05,
+        random_state=0,
+    )
+    assert cleaner.fit(X, X_val=X[:9]) is cleaner
+    X_clean, y_clean = cleaner.fit_resample(X, np.arange(16))
+    assert len(X_clean) == len(y_clean) == 15
+    record = cleaner.trajectory_[3]
+    assert record.indices.shape == (8,) and record.latents_d.shape == record.latents_g.shape == (8, 3)
+    assert isinstance(record.seed, int)
+    assert cleaner.trajectory_.steps_per_epoch == 2 and len(cleaner.trajectory_) == 10
+    assert cleaner.trajectory_.state(10).discriminator["0.weight"].shape == (6, 2)
+    assert not cleaner.trajectory_[0].latents_d.requires_grad
+
+
+def test_the_defaults_are_those_of_the_public_face():
+    assert ITD().get_params() == {"last_epochs": None, "derivative": "secant", "delta": 1e-2}
+    assert AverageLogLikelihood().bandwidth == 1.0 and AverageLogLikelihood().n_samples == 1000
+    cleaner = GANInfluence()
+    assert (cleaner.metric, cleaner.backend, cleaner.n_remove) == ("fid", "itd", 0.05)
+    assert SGD().get_params() == {"lr": 1e-3, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_removing_the_most_harmful_improves_the_metric_as_predicted(optimizer, X):
+    cleaner = toy_cleaner(optimizer=optimizer, n_remove=1).fit(X)
+    after = metric_values(cleaner, torch.from_numpy(X.copy()), weights=torch.from_numpy(cleaner.sample_weight_))[0]
+    predicted = cleaner.harmfulness_[~cleaner.support_].sum()
+    assert predicted > 0
+    assert cleaner.metric_value_ - after == pytest.approx(predicted, rel=0.3)

@@ -1,0 +1,296 @@
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ganclean import GANTrainer
+from ganclean.backends import ITD, InfluenceBackend, resolve_backend
+from ganclean.backends.adjoint import exact_adjoint, secant_adjoint, secant_width
+from ganclean.exceptions import NetworkError, NonFiniteError
+from ganclean.losses import LOSSES
+from ganclean.metrics import FID, KID, AverageLogLikelihood, DiscriminatorLoss, SampleMean
+from ganclean.optim import SGD
+from ganclean.training.state import map_state, ravel
+from tests.reference.finite_differences import (
+    finite_difference_influences,
+    finite_difference_outsiders,
+    largest_error,
+)
+from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks
+
+X = toy_data()
+SCHEMES = {"exact": 1e-5, "secant": 1e-3}
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    monkeypatch.setattr(GANTrainer, "record", lambda *_, **__: pytest.fail("training has begun"))
+
+
+def itd(derivative, last_epochs=None):
+    return ITD(last_epochs, derivative, delta=1e-4)
+
+
+def metrics():
+    return {"fid": FID(n_samples=60), "discriminator_loss": DiscriminatorLoss(n_samples=60)}
+
+
+def assert_exact(networks=None, schemes=SCHEMES, start=0, last_epochs=None, **settings):
+    """Both schemes against the same finite differences; returns the last fitted cleaner."""
+    expected = None
+    for derivative, tolerance in schemes.items():
+        cleaner = toy_cleaner(networks, metric=metrics(), backend=itd(derivative, last_epochs), **settings).fit(X)
+        expected = expected or finite_difference_influences(cleaner, torch.from_numpy(X), start)
+        assert largest_error(cleaner.influences_, expected) < tolerance, derivative
+    return cleaner
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_influence_is_exact_for_every_loss(loss):
+    generator, discriminator = toy_networks()
+    discriminator[2].weight.data *= 0.3
+    cleaner = assert_exact((generator, discriminator), loss=loss, optimizer=SGD(lr=0.03, momentum=0.5))
+    instances = torch.cat([torch.from_numpy(X), torch.from_numpy(cleaner.sample(100)[0])])
+    assert loss != "hinge" or cleaner.discriminator_(instances).abs().max() < 0.9, "a kink of the hinge is near"
+
+
+@pytest.mark.parametrize("update", ["alternating", "simultaneous"])
+def test_influence_is_exact_through_a_moving_average(update):
+    assert_exact(ema_decay=0.8, update=update, optimizer=OPTIMIZERS["adam"])
+
+
+@pytest.mark.parametrize(("last_epochs", "start"), [(1, 9), (2, 6), (4, 0)])
+def test_the_last_epochs_predict_a_removal_from_their_first_step_on(last_epochs, start):
+    cleaner = assert_exact(start=start, last_epochs=last_epochs, optimizer=OPTIMIZERS["adam"], n_epochs=4)
+    assert len(cleaner.trajectory_) == 12
+
+
+def test_influence_is_exact_for_two_optimizers_of_different_kinds():
+    assert_exact(optimizer_generator=OPTIMIZERS["adam"], optimizer_discriminator=OPTIMIZERS["nesterov"])
+
+
+def test_influence_is_exact_with_frozen_parameters_and_leaves_them_out():
+    generator, discriminator = toy_networks()
+    generator[0].weight.requires_grad_(False)
+    discriminator[2].bias.requires_grad_(False)
+    cleaner = assert_exact((generator, discriminator))
+    state = cleaner.trajectory_.state(9)
+    assert "0.weight" not in state.generator and "2.bias" not in state.discriminator
+    assert torch.equal(cleaner.generator_[0].weight, generator[0].weight)
+    assert not torch.equal(cleaner.generator_[2].weight, generator[2].weight)
+
+
+@pytest.mark.parametrize("update", ["alternating", "simultaneous"])
+def test_influence_is_exact_with_dropout_since_every_weighting_drops_the_same_units(update):
+    generator, discriminator = toy_networks()
+    networks = generator.insert(1, nn.Dropout(0.3)), discriminator.insert(1, nn.Dropout(0.3))
+
+    def value(cleaner, row, change):
+        trajectory, weights = cleaner.trajectory_, torch.ones(16, dtype=torch.float64)
+        weights[row] += change
+        state = trajectory.state(0)
+        for t in range(len(trajectory)):
+            record = trajectory[t]
+            state = trajectory.step(state, record, trajectory.source[record.indices], weights[record.indices])
+        return cleaner._evaluator(60).value(cleaner.metric_, state)
+
+    for derivative, tolerance in SCHEMES.items():
+        cleaner = toy_cleaner(networks, backend=itd(derivative), update=update).fit(X)
+        expected = [(value(cleaner, row, -1e-4) - value(cleaner, row, 1e-4)) / 2e-4 for row in (0, 7)]
+        np.testing.assert_allclose(cleaner.influence_[[0, 7]], expected, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("derivative", "tolerance"), SCHEMES.items())
+@pytest.mark.parametrize("last_epochs", [None, 2])
+def test_the_score_of_an_outsider_is_the_derivative_in_its_weight_in_every_batch(last_epochs, derivative, tolerance):
+    cleaner = toy_cleaner(metric={"fid": FID(n_samples=60)}, backend=itd(derivative, last_epochs), n_epochs=4).fit(X)
+    outsiders = np.array([[0.0, 0.0], [3.0, -2.0], [-1.0, 4.0]])
+    start, draws_of_an_instance = (0, 4) if last_epochs is None else (6, 2)
+    total = finite_difference_outsiders(cleaner, torch.from_numpy(X), torch.from_numpy(outsiders), start)["fid"]
+    expected = -total / (12 - start) * draws_of_an_instance
+    np.testing.assert_allclose(cleaner.score_samples(outsiders), expected, rtol=tolerance)
+
+
+@pytest.mark.parametrize("derivative", ["exact", "secant"])
+@pytest.mark.parametrize("settings", [{}, {"update": "simultaneous", "optimizer": OPTIMIZERS["adam"]}])
+def test_where_every_step_draws_every_instance_scores_equal_harmfulness(settings, derivative):
+    cleaner = toy_cleaner(backend=ITD(derivative=derivative), batch_size=16, **settings).fit(X)
+    np.testing.assert_allclose(cleaner.score_samples(X), cleaner.harmfulness_, rtol=1e-6)
+    np.testing.assert_allclose(cleaner.score_samples(X[3:5]), cleaner.harmfulness_[3:5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("derivative", ["exact", "secant"])
+def test_several_metrics_in_one_pass_equal_single_passes(derivative):
+    together = {"fid": FID(n_samples=60), "kid": KID(n_samples=60), "ll": AverageLogLikelihood(n_samples=60)}
+    backend = ITD(derivative=derivative)
+    cleaner = toy_cleaner(metric=together, backend=backend, optimizer=OPTIMIZERS["adam"], ema_decay=0.9).fit(X)
+    for name, metric in together.items():
+        alone = toy_cleaner(metric=metric, backend=backend, optimizer=OPTIMIZERS["adam"], ema_decay=0.9).fit(X)
+        np.testing.assert_allclose(cleaner.influences_[name], alone.influence_, rtol=1e-9, atol=1e-15)
+        assert cleaner.metric_values_[name] == pytest.approx(alone.metric_value_, rel=1e-12)
+
+
+@pytest.mark.parametrize("update", ["alternating", "simultaneous"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_secant_agrees_with_the_exact_scheme_to_second_order_in_delta(optimizer, update):
+    def influence(backend):
+        settings = {"optimizer": OPTIMIZERS[optimizer], "update": update}
+        return toy_cleaner(backend=backend, **settings).fit(X).influence_
+
+    exact = influence(ITD(derivative="exact"))
+    wide, half = (np.abs(influence(ITD(delta=delta)) - exact).max() for delta in (4e-2, 2e-2))
+    assert wide / half == pytest.approx(4, rel=0.05)
+
+
+@pytest.mark.parametrize("update", ["alternating", "simultaneous"])
+def test_both_schemes_pull_any_cotangent_back_alike(update):
+    cleaner = toy_cleaner(optimizer=OPTIMIZERS["adam"], ema_decay=0.7, update=update).fit(X)
+    trajectory = cleaner.trajectory_
+    generator = torch.Generator().manual_seed(0)
+    record, before, after = trajectory[5], trajectory.state(5), trajectory.state(6)
+    cotangents = [
+        map_state(lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype), after.without_buffers())
+        for _ in range(2)
+    ]
+    args = trajectory.step, before, after, record, trajectory.source[record.indices], cotangents
+    for exact, secant in zip(exact_adjoint(*args), secant_adjoint(*args, delta=1e-4)):
+        torch.testing.assert_close(secant.weights, exact.weights, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(ravel(secant.push), ravel(exact.push), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            dict(secant.cotangent._asdict()), dict(exact.cotangent._asdict()), rtol=1e-5, atol=1e-7
+        )
+
+
+@given(scale=st.floats(1e-150, 1e150), delta=st.floats(1e-4, 1e-1))
+def test_the_secant_moves_the_parameters_by_the_same_part_whatever_the_size_of_the_cotangent(scale, delta):
+    theta, v = torch.tensor([3.0, 4.0]).double(), torch.tensor([1.0, -1.0]).double()
+    width = secant_width(theta, scale * v, delta)
+    assert width * float((scale * v).norm()) == pytest.approx(delta * 5, rel=1e-9)
+
+
+def test_the_secant_of_no_cotangent_is_zero():
+    theta = torch.ones(3)
+    assert secant_width(theta, torch.zeros(3), 0.1) == 0
+    assert secant_width(torch.zeros(3), theta, 0.1) > 0
+
+
+def test_influence_is_linear_in_the_metric(cleaner):
+    gradient = cleaner.gradients_["FID"]
+    tripled = map_state(lambda t: 3 * t, gradient)
+    influences = ITD(derivative="exact").fit(cleaner.trajectory_, {"one": gradient, "three": tripled}).influences_
+    np.testing.assert_allclose(influences["three"], 3 * influences["one"], rtol=1e-10)
+
+
+def test_tracing_reports_its_progress(cleaner):
+    calls = []
+    ITD(last_epochs=2).fit(cleaner.trajectory_, cleaner.gradients_, lambda *args: calls.append(args))
+    assert calls == [("tracing", done, 6) for done in range(1, 7)]
+
+
+def test_kinks_do_not_break_the_default_scheme():
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    discriminator = nn.Sequential(nn.Linear(2, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
+    influence = toy_cleaner((generator, discriminator), backend="itd").fit(X).influence_
+    assert influence.dtype == np.float64
+    assert np.isfinite(influence).all() and influence.any()
+
+
+class Attention(nn.Module):
+    """Fused attention has a first derivative on a CPU and no second."""
+
+    def __init__(self):
+        super().__init__()
+        self.project, self.judge = nn.Linear(2, 32), nn.Linear(32, 1)
+
+    def forward(self, x):
+        heads = self.project(x).view(len(x), 1, 4, 8)
+        return self.judge(nn.functional.scaled_dot_product_attention(heads, heads, heads).flatten(1))
+
+
+def test_an_operation_without_second_derivative_is_named_before_training(no_training):
+    torch.manual_seed(0)
+    networks = toy_networks()[0], Attention().double()
+    message = r"(?s)cannot be run and traced: .*scaled_dot_product.*use ITD\(derivative='secant'\)"
+    with pytest.raises(NetworkError, match=message):
+        toy_cleaner(networks, backend=itd("exact")).fit(X)
+
+
+def test_the_secant_traces_an_operation_without_second_derivative():
+    torch.manual_seed(0)
+    assert_exact((toy_networks()[0], Attention().double()), {"secant": 1e-3})
+
+
+@pytest.mark.parametrize("derivative", ["exact", "secant"])
+def test_an_adjoint_that_overflows_names_metric_and_step(derivative):
+    cleaner = toy_cleaner(optimizer=SGD(lr=20.0), n_epochs=10).fit(X)
+    sound = cleaner.gradients_["FID"]
+    factor = 1e308 / float(ravel(sound.generator).abs().max())
+    gradients = {"sound": sound, "loud": map_state(lambda t: factor * t, sound)}
+    with pytest.raises(NonFiniteError, match=r"adjoint of the metric 'loud' became NaN or infinite at step \d+ of 30"):
+        ITD(derivative=derivative).fit(cleaner.trajectory_, gradients)
+
+
+@pytest.mark.parametrize("factor", [2.0**80, 2.0**-80], ids=["large", "small"])
+@pytest.mark.parametrize("derivative", ["exact", "secant"])
+def test_an_adjoint_whose_norm_does_not_fit_single_precision_is_not_taken_for_zero(derivative, factor):
+    networks = [network.float() for network in toy_networks()]
+    cleaner = toy_cleaner(networks, backend=ITD(derivative=derivative)).fit(X)
+    scaled = {"scaled": map_state(lambda t: factor * t, cleaner.gradients_["FID"])}
+    influence = ITD(derivative=derivative).fit(cleaner.trajectory_, scaled).influences_["scaled"]
+    np.testing.assert_allclose(influence, factor * cleaner.influence_, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        (ITD(derivative="forward"), r"derivative must be one of \['secant', 'exact'\]; got 'forward'"),
+        (ITD(delta="auto"), "delta='auto' is not available in this version; give a number such as 1e-2"),
+        (ITD(delta=0), "delta must be a positive number; got 0"),
+        (ITD(delta=-1e-2), "delta must be a positive number; got -0.01"),
+        (ITD(delta=None), "delta must be a positive number; got None"),
+        (ITD(delta=float("nan")), "delta must be a positive number; got nan"),
+        (ITD(delta=float("inf")), "delta must be a positive number; got inf"),
+        ("aid", r"backend must be one of \['itd'.*\] or an InfluenceBackend object; got 'aid'"),
+        (ITD, "or an InfluenceBackend object; got <class"),
+    ],
+)
+def test_a_backend_that_makes_no_sense_is_refused_before_training(backend, message, no_training):
+    with pytest.raises(ValueError, match=message):
+        toy_cleaner(backend=backend).fit(X)
+
+
+class FirstCoordinate(InfluenceBackend):
+    """Takes the first coordinate for the influence."""
+
+    def traced_epochs(self):
+        return 1
+
+    def fit(self, trajectory, gradients, progress=None):
+        rows = trajectory.source[list(range(len(trajectory.source)))]
+        self.influences_ = {name: rows[:, 0].double().numpy() for name in gradients}
+        return self
+
+    def score_samples(self, trajectory, gradient, samples):
+        return np.concatenate([batch[:, 0].double().numpy() for batch in samples.batches()])
+
+
+def test_a_backend_of_ones_own_takes_part():
+    cleaner = toy_cleaner(backend=FirstCoordinate(), metric=SampleMean(n_samples=20), n_remove=4).fit(X)
+    assert np.array_equal(cleaner.influence_, X[:, 0])
+    assert set(np.flatnonzero(~cleaner.support_)) == set(np.argsort(X[:, 0])[-4:])
+    assert np.array_equal(cleaner.score_samples(X + 1), X[:, 0] + 1)
+    assert cleaner.estimate_cost(X).n_traced == 3
+
+
+def test_a_backend_is_found_by_the_name_of_its_entry_point(monkeypatch):
+    offered = EntryPoint(name="first", value="tests.test_itd:FirstCoordinate", group="ganclean.backends")
+    monkeypatch.setattr("ganclean.backends.entry_points", lambda group: [offered] * (group == offered.group))
+    assert isinstance(resolve_backend("first"), FirstCoordinate)
+    assert np.array_equal(toy_cleaner(backend="first").fit(X).influence_, X[:, 0])
+    with pytest.raises(ValueError, match=r"backend must be one of \['first', 'itd'\]"):
+        toy_cleaner(backend="second").fit(X)
