@@ -71,8 +71,10 @@ def exact_adjoint(
 
     weights = real.new_ones(len(real))
     push = {name: torch.zeros_like(p) for name, p in state.discriminator.items()}
-    pull = torch.func.vjp(next_state, state.without_buffers(), weights, push)[1]
-    return [StepAdjoint(*pull(cotangent)) for cotangent in cotangents]
+    # The transform takes its derivatives all the same; without the outer graph, which nobody needs.
+    with torch.no_grad():
+        pull = torch.func.vjp(next_state, state.without_buffers(), weights, push)[1]
+        return [StepAdjoint(*pull(cotangent)) for cotangent in cotangents]
 
 
 def secant_adjoint(

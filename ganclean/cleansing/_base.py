@@ -155,7 +155,8 @@ def checked_data(X: Any, estimator: BaseEstimator | None = None, reset: bool = T
         for _ in finite_batches(DataSource(X)):
             pass
         return X.detach()
-    if estimator is None or np.asarray(X).ndim > 2:
+    n_dims = X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
+    if estimator is None or n_dims > 2:
         # validate_data would take the number of channels for the number of features.
         return check_array(X, allow_nd=True, ensure_min_samples=minimum)
     return validate_data(estimator, X, reset=reset, ensure_min_samples=minimum)
