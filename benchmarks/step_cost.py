@@ -1,9 +1,10 @@
 """What one traced step costs, in units of an eager PyTorch training step on the same networks.
 
-A DCGAN pair of 271,000 parameters on 28 × 28 images, batch 100, alternating Adam, one thread. The eager step, the recorded training step and
-the traced step in both schemes run in turn, and the ratios are taken turn by turn, since machines are noisy.
+A DCGAN pair of 271,000 parameters on 28 × 28 images, batch 100, alternating Adam, one thread. The eager step, the
+recorded training step and the traced step in both schemes run in turn, and the ratios are taken turn by turn, since
+machines are noisy.
 
-    python benchmarks/step_cost.py [--turns 30] [--json FILE]
+    python -m benchmarks.step_cost [--turns 30] [--json FILE]
 """
 
 from __future__ import annotations
