@@ -77,7 +77,7 @@ class CleansingCase:
             f"Removing the {self.rate:.0%} most harmful instances and retraining the {window(self.curve.last_epochs)}"
         )
         metric = f"the held-out {self.curve.metric}"
-        test = f"(paired over {none.n} seeds: p = {none.p_value:.2g} and p = {random.p_value:.2g})"
+        test = f"(paired over {none.n} seeds: p = {none.p_value:.3g} and p = {random.p_value:.3g})"
         if none.significant and random.significant:
             return f"{what} improves {metric}, against no removal and against random removal of as many {test}."
         if none.significant:

@@ -35,8 +35,8 @@ class PairedComparison:
 
     @property
     def significant(self) -> bool:
-        """Whether the improvement is there at the level of confidence."""
-        return self.p_value < 1 - self.level
+        """Whether the whole confidence interval lies above zero: stricter than the one-sided test at that level."""
+        return self.low > 0
 
 
 def paired_comparison(improvements, level: float = 0.95) -> PairedComparison:
