@@ -48,7 +48,7 @@ class GANTrainer(BaseEstimator):
         Shape of the generator's standard normal input.
     ema_decay : float, optional
         Decay of a moving average of the generator's parameters. Where given, samples and metrics are those of the
-        averaged generator, which are several times less noisy.
+        averaged generator, which are less noisy.
     store : path, optional
         Folder that the trajectory is recorded into; default in memory.
     checkpoint_every : int, default=1

@@ -47,8 +47,9 @@ def counterfactual_retrain(
         Whether the discriminator's mean is taken over the remaining instances of a batch; by default the sum is still
         divided by the batch size, which is what influence predicts (theory, section 1).
     vectorize : bool or "auto", default="auto"
-        Whether to run the counterfactuals at once by `torch.func.vmap`. It is many times faster for small perceptrons,
-        but slower than a loop for convolutions on a CPU: "auto" takes it where there is no convolution.
+        Whether to run the counterfactuals at once by `torch.func.vmap`, which pays where networks are so small that
+        calling an operation takes longer than computing it. "auto" takes it where there is no convolution; for small
+        convolutions True can be faster.
     chunk_size : int, default=100
         How many run at once.
 
