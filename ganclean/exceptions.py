@@ -17,6 +17,10 @@ class TrajectoryError(GANCleanError, ValueError):
     """A recorded trajectory is truncated, belongs to another model or other data, or would be overwritten."""
 
 
+class ReplayMismatchError(TrajectoryError):
+    """Replaying a recorded step did not give the recorded state; the message names the tensor and the deviation."""
+
+
 class NonFiniteError(GANCleanError, ArithmeticError):
     """A loss, a metric or an adjoint became NaN or infinite."""
 
