@@ -85,7 +85,7 @@ def main() -> None:
     step = trainer.make_step(generator, discriminator)
     eager = EagerStep(generator, discriminator)
     state = step.initial_state()
-    warm = iter(trainer.draw(step, source, 0))
+    warm = (step.drawn(record, source) for record in trainer.draw(step, source, 0))
     for _ in range(3):
         record = next(warm)
         state = step(state, record, source[record.indices])

@@ -23,6 +23,8 @@ class DataSource:
     dtype : torch.dtype, optional
         What batches are cast to; default as they are.
     device : torch.device, optional
+    labels : array-like or Tensor of shape (n_samples, ...), optional
+        What conditional networks take as their second input: integers for classes, or vectors.
 
     Examples
     --------
@@ -34,12 +36,15 @@ class DataSource:
             [0., 1.]], dtype=torch.float64)
     """
 
-    def __init__(self, data: Any, dtype: torch.dtype | None = None, device: torch.device | None = None):
+    def __init__(
+        self, data: Any, dtype: torch.dtype | None = None, device: torch.device | None = None, labels: Any = None
+    ):
         if not isinstance(data, (Tensor, np.ndarray, Dataset)):
             data = np.asarray(data)
         self.data = data
         self.dtype = dtype
         self.device = device
+        self.labels = None if labels is None else torch.as_tensor(np.asarray(labels))
 
     def __len__(self) -> int:
         return len(self.data)
@@ -60,14 +65,28 @@ class DataSource:
             batch = torch.stack([_instance(self.data[int(row)]) for row in rows])
         return batch.to(device=self.device, dtype=self.dtype)
 
+    def labels_of(self, indices: Tensor) -> Tensor:
+        """Return the labels of some rows; those that are no integers have the type of the instances."""
+        assert self.labels is not None, "conditional networks need labels"
+        labels = self.labels[indices]
+        return labels.to(device=self.device, dtype=self.dtype if labels.is_floating_point() else torch.int64)
+
     def batches(self, size: int = 1024) -> Iterator[Tensor]:
         """Yield all instances in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield self[list(range(start, min(start + size, len(self))))]
 
+    def labelled_batches(self, size: int = 1024) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield all instances in order with their labels, `size` at a time."""
+        start = 0
+        for batch in self.batches(size):
+            rows = torch.arange(start, start + len(batch))
+            yield batch, None if self.labels is None else self.labels_of(rows)
+            start += len(batch)
+
     def cast(self, dtype: torch.dtype | None, device: torch.device | None) -> DataSource:
         """Return the same data with batches of another type or on another device."""
-        return DataSource(self.data, dtype, device)
+        return DataSource(self.data, dtype, device, self.labels)
 
 
 def as_source(data: Any) -> DataSource:
@@ -96,7 +115,7 @@ def finite_batches(source: DataSource) -> Iterator[Tensor]:
     """Yield all instances in order, and raise `ValueError` where one holds NaN or an infinite value."""
     row = 0
     for batch in source.batches():
-        finite = torch.isfinite(batch).flatten(1).all(dim=1)
+        finite = torch.isfinite(batch).reshape(len(batch), -1).all(dim=1)
         if not finite.all():
             bad = row + int((~finite).nonzero()[0])
             raise ValueError(
@@ -105,6 +124,19 @@ def finite_batches(source: DataSource) -> Iterator[Tensor]:
             )
         row += len(batch)
         yield batch
+
+
+def labels_in(data: Any) -> Tensor | None:
+    """Return the second entries of a Dataset's items as one tensor; None where there are none."""
+    if not isinstance(data, Dataset) or isinstance(data, Tensor) or not len(data):  # type: ignore[arg-type]
+        return None
+
+    def second(item: Any) -> Any:
+        values = list(item.values()) if isinstance(item, Mapping) else item
+        return values[1] if isinstance(values, (tuple, list)) and len(values) > 1 else None
+
+    labels = [second(data[row]) for row in range(len(data))]  # type: ignore[arg-type]
+    return None if labels[0] is None else torch.stack([torch.as_tensor(label) for label in labels])
 
 
 def take(data: Any, indices: np.ndarray) -> Any:

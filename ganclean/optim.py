@@ -6,7 +6,9 @@ step can be differentiated (theory, section 2) and replayed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -19,23 +21,74 @@ from ganclean.training.state import Tensors, ravel, unravel
 class Optimizer(BaseEstimator):
     """Base class of the update rules.
 
-    A rule of one's own names its running moments in `moment_names` and defines `rule`; if `rule` depends on the
-    gradient in a nonlinear way, it also defines `gradient_from_moments`.
+    A rule of one's own takes its hyper-parameters as named arguments of `__init__` and keeps them under the same
+    names. It names its running moments in `moment_names` and defines `rule`; if `rule` depends on the gradient in a
+    nonlinear way, it also defines `gradient_from_moments`.
     """
 
     moment_names: tuple[str, ...] = ()
 
+    @property
+    def unclipped(self) -> Optimizer:
+        """The rule that holds the hyper-parameters: this one, or the one inside where it is `Clipped`."""
+        return self
+
     def rule(self, param: Tensor, grad: Tensor, moments: Tensors, step: int) -> tuple[Tensor, Tensors]:
-        """Return the new value and moments of an element-wise update; `step` counts from 1."""
+        """Return the new value and moments of a network's parameters, all as vectors; `step` counts from 1."""
         raise NotImplementedError
 
-    def gradient_from_moments(self, param: Tensor, before: Tensors, after: Tensors) -> Tensor:
+    def gradient_from_moments(self, param: Tensor, before: Tensors, after: Tensors) -> Tensor | None:
         """Return the gradient of the loss that led from the moments `before` to the moments `after`.
 
-        It spares the backward pass over a recorded run one gradient evaluation per step. A rule that is linear in
-        the gradient has a derivative that does not depend on it, and may return anything of the right shape.
+        It spares the backward pass over a recorded run one gradient evaluation per step. None says that the moments
+        do not determine the gradient. A rule that is linear in the gradient has a derivative that does not depend on
+        it, and may return anything of the right shape.
         """
         return torch.zeros_like(param)
+
+    def at(self, settings: Mapping[str, Any]) -> Optimizer:
+        """Return the rule with other values of some hyper-parameters, such as a scheduled learning rate.
+
+        Parameters
+        ----------
+        settings : dict
+            Values by the names of hyper-parameters; the others stay as they are.
+
+        Returns
+        -------
+        Optimizer
+            A shallow copy, or the rule itself where `settings` is empty.
+
+        Raises
+        ------
+        ValueError
+            If the rule has no hyper-parameter of that name, or would need a moment that it does not keep.
+
+        Examples
+        --------
+        >>> from ganclean.optim import Adam
+        >>> Adam(lr=1e-3, betas=(0.5, 0.9)).at({"lr": 5e-4})
+        Adam(betas=(0.5, 0.9), lr=0.0005)
+        """
+        if not settings:
+            return self
+        known = self.get_params(deep=False)
+        unknown = sorted(settings.keys() - known)
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} has no hyper-parameter {', '.join(map(repr, unknown))}; only what it has can "
+                f"change: {', '.join(known)}."
+            )
+        changed = copy.copy(self)
+        for name, value in settings.items():
+            setattr(changed, name, value)
+        missing = [moment for moment in changed.moment_names if moment not in self.moment_names]
+        if missing:
+            raise ValueError(
+                f"{changed} needs the moments {missing}, which {self} does not keep. What needs them must be on from "
+                f"the first update: switch it on in {type(self).__name__} too."
+            )
+        return changed
 
     def init(self, params: Tensors) -> dict[str, Tensors]:
         """Return the moments before the first step: zeros."""
@@ -67,17 +120,49 @@ class Optimizer(BaseEstimator):
         return unravel(param, params), {moment: unravel(vector, params) for moment, vector in flat.items()}
 
     def pullback(
-        self, params: Tensors, before: dict[str, Tensors], after: dict[str, Tensors], step: int
+        self,
+        params: Tensors,
+        before: dict[str, Tensors],
+        after: dict[str, Tensors],
+        step: int,
+        gradient: Callable[[], Tensors] | None = None,
     ) -> Callable[[Tensors, dict[str, Tensors]], tuple[Tensor, Tensor, dict[str, Tensors]]]:
         """Return the vector-Jacobian product of one recorded update.
 
-        The returned function maps the cotangents of the new parameters and moments to those of the old parameters,
-        of the gradient (both as vectors) and of the old moments.
+        Parameters
+        ----------
+        params : dict of str to Tensor
+            The parameters before the update.
+        before, after : dict of str to dict of str to Tensor
+            The moments before and after the update.
+        step : int
+            The number of the update, from 1.
+        gradient : callable, optional
+            Evaluates the gradient of the loss, by parameter name. Called only where the moments do not determine it.
+
+        Returns
+        -------
+        callable
+            Maps the cotangents of the new parameters and moments to those of the old parameters, of the gradient (both
+            as vectors) and of the old moments.
+
+        Raises
+        ------
+        ValueError
+            If the moments do not determine the gradient and `gradient` is None.
         """
         flat = {moment: ravel(tensors) for moment, tensors in before.items()}
         flat_after = {moment: ravel(tensors) for moment, tensors in after.items()}
         param = ravel(params)
         grad = self.gradient_from_moments(param, flat, flat_after)
+        if grad is None:
+            if gradient is None:
+                raise ValueError(
+                    f"The derivative of {self} depends on the gradient, which its moments do not determine. Pass "
+                    "gradient, a function that evaluates it."
+                )
+            grads = gradient()
+            grad = ravel({name: grads[name] for name in params})
         vjp = torch.func.vjp(lambda p, g, m: self.rule(p, g, m, step), param, grad, flat)[1]
 
         def pull(cotangent: Tensors, cotangent_moments: dict[str, Tensors]):
@@ -174,20 +259,214 @@ class Adam(Optimizer):
         self.weight_decay = weight_decay
 
     def rule(self, param, grad, moments, step):
-        beta1, beta2 = self.betas
         if self.weight_decay:
             grad = grad + self.weight_decay * param
-        mean = beta1 * moments["mean"] + (1 - beta1) * grad
-        square = beta2 * moments["square"] + (1 - beta2) * grad * grad
-        moved = square > 0
-        root = torch.where(moved, square, 1.0).sqrt() / (1 - beta2**step) ** 0.5
-        direction = torch.where(moved, mean / (root + self.eps), 0.0)
-        return param - self.lr / (1 - beta1**step) * direction, {"mean": mean, "square": square}
+        descent, moments = self._descent(grad, moments, step)
+        return param - descent, moments
 
     def gradient_from_moments(self, param, before, after):
-        beta1 = self.betas[0]
-        grad = (after["mean"] - beta1 * before["mean"]) / (1 - beta1)
+        grad = self._averaged_gradient(before, after)
         return grad - self.weight_decay * param if self.weight_decay else grad
+
+    def _descent(self, grad: Tensor, moments: Tensors, step: int) -> tuple[Tensor, Tensors]:
+        beta1, beta2 = self.betas
+        mean = beta1 * moments["mean"] + (1 - beta1) * grad
+        square = beta2 * moments["square"] + (1 - beta2) * grad * grad
+        direction = _over_root(mean, square, self.eps, (1 - beta2**step) ** 0.5)
+        return self.lr / (1 - beta1**step) * direction, {"mean": mean, "square": square}
+
+    def _averaged_gradient(self, before: Tensors, after: Tensors) -> Tensor:
+        beta1 = self.betas[0]
+        return (after["mean"] - beta1 * before["mean"]) / (1 - beta1)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay of Loshchilov and Hutter (2019), as `torch.optim.AdamW`.
+
+    Parameters
+    ----------
+    lr : float, default=1e-3
+        Learning rate.
+    betas : tuple of two floats, default=(0.9, 0.999)
+        Decay of the running means of the gradient and of its square.
+    eps : float, default=1e-8
+        Added to the denominator.
+    weight_decay : float, default=1e-2
+        The parameters shrink by `lr` times this factor in every step, whatever the gradient.
+
+    Notes
+    -----
+    A parameter whose gradient has always been zero only shrinks, and contributes zero to every derivative in the
+    gradient and the moments, as in `Adam`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ganclean.optim import AdamW
+    >>> rule, params = AdamW(lr=0.5, weight_decay=0.2), {"w": torch.ones(1)}
+    >>> params, moments = rule.update(params, {"w": torch.ones(1)}, rule.init(params), step=1)
+    >>> params["w"]
+    tensor([0.4000])
+    """
+
+    def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
+        super().__init__(lr, betas, eps, weight_decay)
+
+    def rule(self, param, grad, moments, step):
+        descent, moments = self._descent(grad, moments, step)
+        return param * (1 - self.lr * self.weight_decay) - descent, moments
+
+    def gradient_from_moments(self, param, before, after):
+        return self._averaged_gradient(before, after)
+
+
+class RMSprop(Optimizer):
+    """RMSprop of Tieleman and Hinton (2012), and its centered form of Graves (2013), as `torch.optim.RMSprop`.
+
+    Parameters
+    ----------
+    lr : float, default=1e-2
+        Learning rate.
+    alpha : float, default=0.99
+        Decay of the running mean of the squared gradient, and of the gradient where `centered`.
+    eps : float, default=1e-8
+        Added to the denominator.
+    weight_decay : float, default=0.0
+        Factor of the parameters that is added to the gradient.
+    momentum : float, default=0.0
+        Decay of the running sum of scaled gradients; 0 keeps none.
+    centered : bool, default=False
+        Whether to divide by the standard deviation of the gradient instead of its root mean square.
+
+    Notes
+    -----
+    A parameter whose gradient has always been zero is not moved and contributes zero to every derivative, as in `Adam`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ganclean.optim import RMSprop
+    >>> rule, params = RMSprop(lr=0.05), {"w": torch.ones(1)}
+    >>> params, moments = rule.update(params, {"w": torch.ones(1)}, rule.init(params), step=1)
+    >>> params["w"]
+    tensor([0.5000])
+    """
+
+    def __init__(self, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False):
+        self.lr = lr
+        self.alpha = alpha
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.momentum = momentum
+        self.centered = centered
+
+    @property
+    def moment_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("square", *(["mean"] if self.centered else []), *(["momentum"] if self.momentum else []))
+
+    def rule(self, param, grad, moments, step):
+        if self.weight_decay:
+            grad = grad + self.weight_decay * param
+        moments = {**moments, "square": self.alpha * moments["square"] + (1 - self.alpha) * grad * grad}
+        if self.centered:
+            moments["mean"] = self.alpha * moments["mean"] + (1 - self.alpha) * grad
+        direction = _over_root(grad, self._spread(moments), self.eps)
+        if self.momentum:
+            direction = moments["momentum"] = self.momentum * moments["momentum"] + direction
+        return param - self.lr * direction, moments
+
+    def gradient_from_moments(self, param, before, after):
+        if self.momentum:
+            root = self._spread(after).clamp(min=0).sqrt()
+            grad = (after["momentum"] - self.momentum * before["momentum"]) * (root + self.eps)
+        elif self.centered and self.alpha != 1:
+            grad = (after["mean"] - self.alpha * before["mean"]) / (1 - self.alpha)
+        else:
+            return None
+        return grad - self.weight_decay * param if self.weight_decay else grad
+
+    def _spread(self, moments: Tensors) -> Tensor:
+        return moments["square"] - moments["mean"].square() if self.centered else moments["square"]
+
+
+class Clipped(Optimizer):
+    """A rule on the clipped gradient of a network, as after `torch.nn.utils.clip_grad_value_` or `clip_grad_norm_`.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        The rule that receives the clipped gradient.
+    max_norm : float, optional
+        Largest Euclidean norm of the network's whole gradient.
+    max_value : float, optional
+        Largest absolute value of an entry. Where both are given, entries are clipped first.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ganclean.optim import SGD, Clipped
+    >>> rule, params = Clipped(SGD(lr=1.0), max_norm=1.0), {"w": torch.ones(2)}
+    >>> params, _ = rule.update(params, {"w": torch.tensor([3.0, 4.0])}, rule.init(params), step=1)
+    >>> params["w"]
+    tensor([0.4000, 0.2000])
+    """
+
+    def __init__(self, optimizer, max_norm=None, max_value=None):
+        self.optimizer = optimizer
+        self.max_norm = max_norm
+        self.max_value = max_value
+
+    @property
+    def moment_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.optimizer.moment_names
+
+    @property
+    def unclipped(self) -> Optimizer:
+        return self.optimizer.unclipped
+
+    def init(self, params):
+        """Return the moments of the inner rule before the first step.
+
+        Raises
+        ------
+        ValueError
+            If there is no inner rule, no bound, or a bound that is not positive.
+        """
+        if not isinstance(self.optimizer, Optimizer):
+            raise ValueError(f"Clipped needs a ganclean.optim rule such as SGD or Adam; got {self.optimizer!r}.")
+        bounds = {"max_norm": self.max_norm, "max_value": self.max_value}
+        given = {name: bound for name, bound in bounds.items() if bound is not None}
+        if not given:
+            raise ValueError("Clipped needs max_norm or max_value; got neither. Give one, or use the rule without it.")
+        for name, bound in given.items():
+            if not (isinstance(bound, Real) and bound > 0):
+                raise ValueError(f"Clipped needs a positive number as {name}; got {bound!r}.")
+        return self.optimizer.init(params)
+
+    def at(self, settings):
+        """Return the rule with other values of some hyper-parameters of the inner rule."""
+        return Clipped(self.optimizer.at(settings), self.max_norm, self.max_value) if settings else self
+
+    def rule(self, param, grad, moments, step):
+        if self.max_value is not None:
+            grad = grad.clamp(-self.max_value, self.max_value)
+        if self.max_norm is not None:
+            # The same constant as in torch.nn.utils.clip_grad_norm_.
+            grad = grad * (self.max_norm / (torch.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0)
+        return self.optimizer.rule(param, grad, moments, step)
+
+    def gradient_from_moments(self, param, before, after):
+        """Return None: the moments know the clipped gradient only."""
+        return None
+
+
+def _over_root(numerator: Tensor, square: Tensor, eps: float, correction: float = 1.0) -> Tensor:
+    """Return numerator / (√square / correction + eps), and 0 without derivative where both numbers are 0."""
+    positive = square > 0
+    # The inner `where` keeps the infinite derivative of the root at 0 out of the product that the outer one drops.
+    root = torch.where(positive, torch.where(positive, square, 1.0).sqrt() / correction, 0.0)
+    moved = positive | (numerator != 0)
+    return torch.where(moved, numerator / torch.where(moved, root + eps, 1.0), 0.0)
 
 
 def resolve_optimizer(optimizer: Any, default: Optimizer) -> Optimizer:

@@ -69,7 +69,8 @@ def test_every_instance_is_drawn_exactly_once_in_an_epoch(n_samples, data, n_epo
     batch_size = data.draw(st.integers(1, n_samples))
     trainer = toy_trainer(batch_size=batch_size, n_epochs=n_epochs)
     step = trainer.make_step(*toy_networks())
-    records = list(trainer.draw(step, DataSource(np.zeros((n_samples, 2))), random_state=1))
+    source = DataSource(np.zeros((n_samples, 2)))
+    records = [step.drawn(record, source) for record in trainer.draw(step, source, random_state=1)]
     per_epoch = trainer.describe(step, n_samples, "")["steps_per_epoch"]
     assert [record.index for record in records] == list(range(n_epochs * per_epoch))
     for start in range(0, len(records), per_epoch):
@@ -137,7 +138,8 @@ class Draws(nn.Module):
 def test_the_generators_two_passes_share_their_randomness_where_they_share_their_latents(update, n_different):
     trainer = toy_trainer(update=update)
     step = trainer.make_step(*(Draws(network) for network in toy_networks()))
-    record = next(trainer.draw(step, DataSource(toy_data()), random_state=0))
+    source = DataSource(toy_data())
+    record = step.drawn(next(trainer.draw(step, source, random_state=0)), source)
     step(step.initial_state(), record, torch.from_numpy(toy_data())[record.indices])
     assert len(step.generator.drawn) == 2 and len(set(step.generator.drawn)) == n_different
     assert len(step.discriminator.drawn) == len(set(step.discriminator.drawn)) == 3
@@ -176,7 +178,8 @@ def one_step(loss="non_saturating", optimizer=OPTIMIZERS["sgd"], **settings):
     X = toy_data()
     trainer = toy_trainer(loss=loss, optimizer=optimizer, n_epochs=1, **settings)
     step = trainer.make_step(*toy_networks())
-    record = next(iter(trainer.draw(step, DataSource(X), random_state=0)))
+    source = DataSource(X)
+    record = step.drawn(next(trainer.draw(step, source, random_state=0)), source)
     return step, step.initial_state(), record, torch.from_numpy(X)[record.indices]
 
 

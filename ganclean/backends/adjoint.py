@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ganclean.training.state import Tensors, TrainingState, ravel, unravel
-from ganclean.training.step import StepRecord, TrainingStep
+from ganclean.training.record import StepRecord
+from ganclean.training.step import TrainingStep, gradient_of, is_shared
 
 
 class StepAdjoint(NamedTuple):
@@ -20,7 +21,7 @@ class StepAdjoint(NamedTuple):
     Parameters
     ----------
     cotangent : TrainingState
-        (∂Φ/∂s)ᵀ λ, without buffers.
+        (∂Φ/∂s)ᵀ λ; of the buffers, those that derivatives flow through.
     weights : Tensor of shape (batch_size,)
         (∂Φ/∂w)ᵀ λ: minus the step's contribution to the influence of the drawn instances.
     push : dict of str to Tensor
@@ -65,16 +66,54 @@ def exact_adjoint(
 
     def next_state(differentiable: TrainingState, weights: Tensor, push: Tensors) -> TrainingState:
         full = differentiable._replace(
-            buffers_generator=state.buffers_generator, buffers_discriminator=state.buffers_discriminator
+            buffers_generator={**state.buffers_generator, **differentiable.buffers_generator},
+            buffers_discriminator={**state.buffers_discriminator, **differentiable.buffers_discriminator},
         )
-        return step(full, record, real, weights, push).without_buffers()
+        return step.differentiable(step(full, record, real, weights, push, functional=True))
 
     weights = real.new_ones(len(real))
     push = {name: torch.zeros_like(p) for name, p in state.discriminator.items()}
     # The transform takes its derivatives all the same; without the outer graph, which nobody needs.
     with torch.no_grad():
-        pull = torch.func.vjp(next_state, state.without_buffers(), weights, push)[1]
+        pull = torch.func.vjp(next_state, step.differentiable(state), weights, push)[1]
         return [StepAdjoint(*pull(cotangent)) for cotangent in cotangents]
+
+
+class Secant(NamedTuple):
+    """How the secant scheme looks along the cotangent of a gradient (theory, section 3).
+
+    Parameters
+    ----------
+    delta : float, default=1e-2
+        Relative width of a central difference, ε = δ‖θ‖/‖v‖.
+    spread : float, default=inf
+        Tensors are moved together as long as their own relative moves ‖v‖/‖θ‖ differ by no more than this factor, and
+        in turn otherwise.
+    n_perturbations : int, default=0
+        Average over so many draws of noise in the parameters; 0 looks from the parameters themselves.
+    perturbation : float, default=0.05
+        Standard deviation of that noise, relative to the mean magnitude of each tensor.
+    """
+
+    delta: float = 1e-2
+    spread: float = math.inf
+    n_perturbations: int = 0
+    perturbation: float = 0.05
+
+
+class _Look(NamedTuple):
+    """One central difference: from θ + offset, along ±width · direction."""
+
+    offset: Tensor | float
+    direction: Tensor
+    width: float
+    share: float
+
+
+class _Pulled(NamedTuple):
+    theta: Tensor
+    beside: tuple[Tensors, ...]
+    terms: Tensor | None
 
 
 def secant_adjoint(
@@ -84,63 +123,194 @@ def secant_adjoint(
     record: StepRecord,
     real: Tensor,
     cotangents: list[TrainingState],
-    delta: float = 1e-2,
+    secant: Secant = Secant(),
 ) -> list[StepAdjoint]:
     """Pull cotangents back through a step by central differences of first gradients (theory, section 3).
 
-    Along the cotangent v of a network's gradient, at θ ± εv with ε = δ‖θ‖/‖v‖, two ordinary gradient evaluations give
-    the products with all four blocks of the step's Jacobian. The generator's pass in the discriminator's loss does not
-    depend on the sign and is shared. Parameters and result as in `exact_adjoint`.
+    Along the cotangent v of a network's gradient, at θ ± εv, two ordinary gradient evaluations give the products with
+    all blocks of the step's Jacobian, since these are derivatives of one scalar. The generator's pass in the
+    discriminator's loss does not depend on the sign and is shared. Both signs see the step's own randomness. Parameters
+    and result as in `exact_adjoint`.
     """
+    generator, discriminator = step.players
+    theta_g, start_g = _leaves(state.generator), _leaves(generator.trace(state.buffers_generator))
+    with torch.enable_grad():
+        fake, between_g = step.generate(theta_g, {**state.buffers_generator, **start_g}, record)
+    with torch.no_grad():
+        # Of the discriminator's buffers, training looks at the vectors of spectral norms alone.
+        played = step.iterated(state.discriminator, state.buffers_discriminator, record)
+    between_d = {**state.buffers_discriminator, **played[-1]}
     opponent = after.discriminator if step.update == "alternating" else state.discriminator
-    pull_generator = step.optimizer_generator.pullback(
-        state.generator, state.moments_generator, after.moments_generator, record.index + 1
+
+    def loss_g(theta, rivals, start, start_d):
+        buffers_g, buffers_d = {**between_g, **start}, {**between_d, **start_d}
+        played_g = {} if is_shared(record) else generator.iterate(theta, buffers_g)
+        played_d = discriminator.iterate(rivals, buffers_d)
+
+        def evaluate(moved):
+            loss, buffers = step.generator_loss(
+                moved, rivals, {**buffers_g, **played_g}, {**buffers_d, **played_d}, record
+            )
+            return loss, buffers, None
+
+        return evaluate
+
+    def loss_d(theta, inputs, start):
+        buffers = {**state.buffers_discriminator, **start}
+        played = step.iterated(theta, buffers, record)
+
+        def evaluate(moved):
+            loss, (terms, changed) = step.discriminator_loss(moved, buffers, played, record, real, inputs["fake"])
+            return loss, (changed,), terms
+
+        return evaluate
+
+    def gradient_d() -> Tensors:
+        return gradient_of(
+            lambda theta: step.discriminator_loss(
+                theta, state.buffers_discriminator, played, record, real, fake.detach()
+            ),
+            state.discriminator,
+        )[0]
+
+    def gradient_g() -> Tensors:
+        return gradient_of(lambda theta: (loss_g(theta, opponent, {}, {})(theta)[0], ()), state.generator)[0]
+
+    pull_d = step.optimizer_discriminator.at(record.settings_d).pullback(
+        state.discriminator, state.moments_discriminator, after.moments_discriminator, record.number_d, gradient_d
     )
-    pull_discriminator = step.optimizer_discriminator.pullback(
-        state.discriminator, state.moments_discriminator, after.moments_discriminator, record.index + 1
-    )
-    leaves = _leaves(state.generator)
-    fake = step.generate(leaves, state.buffers_generator, record.latents_d, record.seed)
+    if record.updates_generator:
+        pull_g = step.optimizer_generator.at(record.settings_g).pullback(
+            state.generator, state.moments_generator, after.moments_generator, record.number_g, gradient_g
+        )
 
     def pull(cotangent: TrainingState) -> StepAdjoint:
-        generator, average = cotangent.generator, cotangent.average
-        if step.ema_decay is not None:
-            generator = {n: c + (1 - step.ema_decay) * average[n] for n, c in generator.items()}
-            average = {n: step.ema_decay * c for n, c in average.items()}
-
-        to_generator, v, moments_generator = pull_generator(generator, cotangent.moments_generator)
-        curvature, to_opponent = _generator_secant(step, state, opponent, record, v, delta)
-        to_generator = to_generator + curvature
-
+        to_g, moments_g, average = cotangent.generator, cotangent.moments_generator, cotangent.average
+        to_d = ravel(cotangent.discriminator)
+        buffers = (cotangent.buffers_generator, cotangent.buffers_discriminator)
+        to_opponent = torch.zeros_like(to_d)
+        if record.updates_generator:
+            if step.ema_decay is not None:
+                to_g = {n: c + (1 - step.ema_decay) * average[n] for n, c in to_g.items()}
+                average = {n: step.ema_decay * c for n, c in average.items()}
+            passed, v, moments_g = pull_g(to_g, moments_g)
+            starts = (opponent, generator.trace(between_g), discriminator.trace(between_d))
+            pulled = _central_difference(loss_g, state.generator, starts, v, buffers, record.seed, secant)
+            to_g = unravel(passed + pulled.theta, state.generator)
+            to_opponent, buffers = ravel(pulled.beside[0]), pulled.beside[1:]
         # In an alternating update the generator met the new discriminator, in a simultaneous one the old.
-        discriminator = ravel(cotangent.discriminator)
         if step.update == "alternating":
-            discriminator = discriminator + to_opponent
-        to_discriminator, v, moments_discriminator = pull_discriminator(
-            unravel(discriminator, state.discriminator), cotangent.moments_discriminator
-        )
+            to_d = to_d + to_opponent
+        passed, v, moments_d = pull_d(unravel(to_d, state.discriminator), cotangent.moments_discriminator)
         if step.update == "simultaneous":
-            to_discriminator = to_discriminator + to_opponent
-        curvature, to_fake, weights = _discriminator_secant(step, state, record, real, fake.detach(), v, delta)
-        to_discriminator = to_discriminator + curvature
-        to_generator = to_generator + ravel(
-            dict(zip(leaves, grad(fake, list(leaves.values()), to_fake, retain_graph=True, materialize_grads=True)))
+            passed = passed + to_opponent
+        starts = ({"fake": fake}, discriminator.trace(state.buffers_discriminator))
+        pulled = _central_difference(loss_d, state.discriminator, starts, v, buffers[1:], record.seed, secant)
+        through, buffers_d = pulled.beside
+        reached = {"fake": fake, **{n: between_g[n] for n in start_g if between_g[n].requires_grad}}
+        sources = {**theta_g, **{f"buffer {n}": b for n, b in start_g.items()}}
+        pushed = grad(
+            list(reached.values()),
+            list(sources.values()),
+            [through["fake"], *(buffers[0][n] for n in list(reached)[1:])],
+            retain_graph=True,
+            materialize_grads=True,
         )
+        weights = real.new_zeros(len(real)) if pulled.terms is None else pulled.terms / len(real)
         return StepAdjoint(
             TrainingState(
-                generator=unravel(to_generator, state.generator),
-                discriminator=unravel(to_discriminator, state.discriminator),
-                moments_generator=moments_generator,
-                moments_discriminator=moments_discriminator,
+                generator={n: c + g for (n, c), g in zip(to_g.items(), pushed)},
+                discriminator=unravel(passed + pulled.theta, state.discriminator),
+                moments_generator=moments_g,
+                moments_discriminator=moments_d,
                 average=average,
-                buffers_generator={},
-                buffers_discriminator={},
+                buffers_generator=dict(zip(start_g, pushed[len(theta_g) :])),
+                buffers_discriminator=buffers_d,
             ),
             weights,
             unravel(v, state.discriminator),
         )
 
     return [pull(cotangent) for cotangent in cotangents]
+
+
+def _central_difference(
+    make_loss: Callable,
+    params: Tensors,
+    starts: tuple[Tensors, ...],
+    v: Tensor,
+    cotangents: tuple[Tensors, ...],
+    seed: int,
+    secant: Secant,
+) -> _Pulled:
+    """Return d/dα of a loss's gradients at θ + αv, and what its running statistics pass on.
+
+    The scalar [L(θ + εv) − L(θ − εv)] / 2ε has as its gradient, in whatever L depends on, the product of v with that
+    block of the Jacobian of ∇L. Running statistics b are functions of the same passes; their cotangent adds its inner
+    product with b.
+    """
+    looks = _looks(params, v, seed, secant)
+    if not looks:
+        if not any(bool(c.any()) for tensors in cotangents for c in tensors.values()):
+            nothing = tuple({n: torch.zeros_like(t) for n, t in tensors.items()} for tensors in starts)
+            return _Pulled(torch.zeros_like(v), nothing, None)
+        looks = [_Look(0.0, v, 1.0, 1.0)]
+    theta, leaves = _leaves(params), tuple(_leaves(tensors) for tensors in starts)
+    total, terms = 0.0, None
+    with torch.enable_grad():
+        evaluate = make_loss(theta, *leaves)
+        for look in looks:
+            scale = look.share / (2 * look.width)
+            for sign in (1, -1):
+                move = unravel(look.offset + sign * look.width * look.direction, params)
+                loss, buffers, beside = evaluate({n: p + move[n] for n, p in theta.items()})
+                total = total + sign * scale * loss
+                if beside is not None:
+                    part = sign * scale * beside.detach()
+                    terms = part if terms is None else terms + part
+                for tensors, cotangent in zip(buffers, cotangents):
+                    for name, c in cotangent.items():
+                        total = total + (c * tensors[name]).sum() / (2 * len(looks))
+    flat = [*theta.values(), *(leaf for tensors in leaves for leaf in tensors.values())]
+    gradients = iter(grad(total, flat, materialize_grads=True))
+    joined = torch.cat([next(gradients).reshape(-1) for _ in theta])
+    return _Pulled(joined, tuple({n: next(gradients) for n in tensors} for tensors in leaves), terms)
+
+
+def _looks(params: Tensors, v: Tensor, seed: int, secant: Secant) -> list[_Look]:
+    """Return the central differences that a cotangent takes: usually one."""
+    theta = ravel(params)
+    directions = [v] if secant.spread == math.inf else _directions(params, v, secant.spread)
+    moved = [(d, secant_width(theta.where(d != 0, 0.0) if len(directions) > 1 else theta, d, secant.delta)) for d in directions]
+    moved = [(d, width) for d, width in moved if width]
+    if not secant.n_perturbations:
+        return [_Look(0.0, d, width, 1.0) for d, width in moved]
+    noise = torch.Generator(device=theta.device).manual_seed(seed)
+    scale = ravel({n: p.abs().mean().expand(p.shape) for n, p in params.items()}) * secant.perturbation
+    draws = [
+        scale * torch.randn(len(theta), generator=noise, dtype=theta.dtype, device=theta.device)
+        for _ in range(secant.n_perturbations)
+    ]
+    return [_Look(offset, d, width, 1 / len(draws)) for offset in draws for d, width in moved]
+
+
+def _directions(params: Tensors, v: Tensor, spread: float) -> list[Tensor]:
+    """Split a cotangent into parts whose tensors would make moves of similar relative size."""
+    pieces = unravel(v, params)
+    typical = float(ravel(params).double().norm()) / math.sqrt(len(v)) or 1.0
+    moves = {}
+    for name, piece in pieces.items():
+        own = float(params[name].double().norm()) or typical * math.sqrt(piece.numel())
+        moves[name] = float(piece.double().norm()) / own
+    groups: list[list[str]] = []
+    for name in sorted((n for n, move in moves.items() if move), key=lambda n: -moves[n]):
+        if groups and moves[groups[-1][0]] <= spread * moves[name]:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return [
+        ravel({n: piece if n in group else torch.zeros_like(piece) for n, piece in pieces.items()}) for group in groups
+    ]
 
 
 def secant_width(theta: Tensor, v: Tensor, delta: float) -> float:
@@ -152,52 +322,5 @@ def secant_width(theta: Tensor, v: Tensor, delta: float) -> float:
     return delta * (float(theta.double().norm()) or 1.0) / norm if norm else 0.0
 
 
-def _generator_secant(
-    step: TrainingStep, state: TrainingState, opponent: Tensors, record: StepRecord, v: Tensor, delta: float
-) -> tuple[Tensor, Tensor]:
-    """Return d/dα of ∇_{θ_G} L_G and ∇_{θ_D} L_G at θ_G + αv, as vectors."""
-    theta = ravel(state.generator)
-    width = secant_width(theta, v, delta)
-    if not width:
-        return torch.zeros_like(theta), torch.zeros_like(ravel(opponent))
-    rivals = _leaves(opponent)
-    plus, minus = (_leaves(unravel(theta + sign * width * v, state.generator)) for sign in (1, -1))
-    # One backward pass serves both signs: each has parameters of its own in the generator, and in the
-    # discriminator, which they share, their gradients are subtracted by the sum itself.
-    difference = step.generator_loss(plus, rivals, state, record) - step.generator_loss(minus, rivals, state, record)
-    grads = _gradients(difference, [*plus.values(), *minus.values(), *rivals.values()])
-    n = len(plus)
-    # The gradient at −ε comes out with its sign turned by the subtraction.
-    curvature = _join(grads[:n]) + _join(grads[n : 2 * n])
-    return curvature / (2 * width), _join(grads[2 * n :]) / (2 * width)
-
-
-def _discriminator_secant(
-    step: TrainingStep, state: TrainingState, record: StepRecord, real: Tensor, fake: Tensor, v: Tensor, delta: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return d/dα of ∇_{θ_D} L_D (a vector), of ∇ L_D in the generated samples, and of the real terms, at θ_D + αv."""
-    theta = ravel(state.discriminator)
-    width = secant_width(theta, v, delta)
-    if not width:
-        return torch.zeros_like(theta), torch.zeros_like(fake), real.new_zeros(len(real))
-    fake = fake.requires_grad_()
-    plus, minus = (_leaves(unravel(theta + sign * width * v, state.discriminator)) for sign in (1, -1))
-    loss_plus, terms_plus = step.discriminator_loss(plus, state, record, real, fake)
-    loss_minus, terms_minus = step.discriminator_loss(minus, state, record, real, fake)
-    grads = _gradients(loss_plus - loss_minus, [*plus.values(), *minus.values(), fake])
-    n = len(plus)
-    curvature = _join(grads[:n]) + _join(grads[n : 2 * n])
-    weights = (terms_plus - terms_minus).detach() / len(real)
-    return curvature / (2 * width), grads[-1] / (2 * width), weights / (2 * width)
-
-
 def _leaves(tensors: Tensors) -> Tensors:
     return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
-
-
-def _gradients(loss: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    return grad(loss, leaves, materialize_grads=True)
-
-
-def _join(grads: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([g.reshape(-1) for g in grads])

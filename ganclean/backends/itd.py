@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ganclean.backends.adjoint import Adjoint, StepAdjoint, exact_adjoint, secant_adjoint, secant_width
+from ganclean.backends.adjoint import Adjoint, Secant, StepAdjoint, exact_adjoint, secant_adjoint, secant_width
 from ganclean.backends.base import InfluenceBackend
 from ganclean.exceptions import NonFiniteError
 from ganclean.training.state import TrainingState, ravel, unravel
-from ganclean.training.step import StepRecord, TrainingStep
+from ganclean.training.record import StepRecord
+from ganclean.training.step import TrainingStep
 from ganclean.training.trajectory import Trajectory
 
 DERIVATIVES = ("secant", "exact")
@@ -90,8 +91,8 @@ class ITD(InfluenceBackend):
         total, draws = np.zeros(len(samples)), 0
         for record, state, adjoints in self._trace(trajectory, {"": gradient}):
             score = self._outsider(trajectory.step, state, record, adjoints[""])
-            chunks = [score(x).double().cpu().numpy() for x in samples.batches(max(len(record.indices), 256))]
-            total -= np.concatenate(chunks)
+            chunks = [score(x, y) for x, y in samples.labelled_batches(max(len(record.indices), 256))]
+            total -= torch.cat(chunks).double().cpu().numpy()
             draws += len(record.indices)
         # The mean over steps, times how often the window draws one instance, puts fresh and trained instances on one
         # scale.
@@ -100,7 +101,7 @@ class ITD(InfluenceBackend):
     def probe(self, step: TrainingStep, state: TrainingState, record: StepRecord, real: Tensor) -> None:
         """Trace one step, with its own new state as cotangent, to find out whether the networks allow it."""
         after = step(state, record, real)
-        self._adjoint()(step, state, after, record, real, [after.without_buffers()])
+        self._adjoint()(step, state, after, record, real, [step.differentiable(after)])
 
     def _adjoint(self) -> Adjoint:
         if self.derivative not in DERIVATIVES:
@@ -111,7 +112,7 @@ class ITD(InfluenceBackend):
             raise ValueError("delta='auto' is not available in this version; give a number such as 1e-2, the default.")
         if not isinstance(self.delta, Real) or not 0 < float(self.delta) < math.inf:
             raise ValueError(f"delta must be a positive number; got {self.delta!r}.")
-        return partial(secant_adjoint, delta=float(self.delta))
+        return partial(secant_adjoint, secant=Secant(float(self.delta)))
 
     def _trace(
         self, trajectory: Trajectory, gradients: Mapping[str, TrainingState]
@@ -130,26 +131,24 @@ class ITD(InfluenceBackend):
 
     def _outsider(
         self, step: TrainingStep, state: TrainingState, record: StepRecord, adjoint: StepAdjoint
-    ) -> Callable[[Tensor], Tensor]:
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
         """Return what gives (∂Φ/∂w)ᵀ λ for instances that the step did not draw: ⟨push, ∇ℓ(x)⟩ / batch size."""
         theta, push, n = state.discriminator, adjoint.push, len(record.indices)
+        with torch.no_grad():
+            fake, _ = step.generate(state.generator, state.buffers_generator, record)
+            played = step.iterated(theta, state.buffers_discriminator, record)
 
-        def losses(params, x):
-            return step.loss.real(step.discriminate(params, state.buffers_discriminator, x, record.seed + 1))
+        def terms(params, x, y, functional=False):
+            return step.instance_terms(params, state.buffers_discriminator, played, record, x, y, fake, functional)
 
         if self.derivative == "exact":
-            return lambda x: torch.func.jvp(lambda params: losses(params, x), (theta,), (push,))[1] / n
+            return lambda x, y: torch.func.jvp(lambda p: terms(p, x, y, True), (theta,), (push,))[1] / n
         flat, v = ravel(theta), ravel(push)
         width = secant_width(flat, v, self.delta)
         if not width:
-            return lambda x: x.new_zeros(len(x))
+            return lambda x, y: x.new_zeros(len(x))
         plus, minus = (unravel(flat + sign * width * v, theta) for sign in (1, -1))
-
-        @torch.no_grad()
-        def score(x):
-            return (losses(plus, x) - losses(minus, x)) / (2 * width * n)
-
-        return score
+        return lambda x, y: (terms(plus, x, y) - terms(minus, x, y)).detach() / (2 * width * n)
 
 
 def _check_finite(name: str, adjoint: StepAdjoint, index: int, n_steps: int) -> None:

@@ -68,19 +68,21 @@ class Cleanser(BaseEstimator):
             return take(X, self.sample_indices_)
         return take(X, np.flatnonzero(self._harmfulness_of(data) <= self.threshold_))
 
-    def score_samples(self, X):
+    def score_samples(self, X, y=None):
         """Return the harmfulness that instances would have had in training, on the scale of `harmfulness_`.
 
         Parameters
         ----------
         X : array-like, Tensor or Dataset of shape (n, *sample_shape)
+        y : array-like of shape (n, ...), optional
+            The labels of conditional networks; otherwise ignored.
 
         Returns
         -------
         ndarray of shape (n,), float64
         """
         check_is_fitted(self)
-        return self._harmfulness_of(self._check_data(X))
+        return self._harmfulness_of(self._check_data(X), y)
 
     def get_support(self, indices=False):
         """Return the mask of the kept rows, or their indices.
@@ -92,7 +94,7 @@ class Cleanser(BaseEstimator):
         check_is_fitted(self)
         return self.sample_indices_ if indices else self.support_
 
-    def _harmfulness_of(self, data: Any) -> np.ndarray:
+    def _harmfulness_of(self, data: Any, y: Any = None) -> np.ndarray:
         """Return the harmfulness of checked instances that were not trained on."""
         raise NotImplementedError
 

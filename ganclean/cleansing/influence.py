@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 
 from ganclean.backends import resolve_backend
 from ganclean.cleansing._base import Cleanser, checked_data
-from ganclean.data import DataSource, fingerprint
+from ganclean.data import DataSource, fingerprint, labels_in
 from ganclean.exceptions import NonFiniteError
 from ganclean.metrics import resolve_metric
 from ganclean.metrics.base import Metric
@@ -22,7 +22,8 @@ from ganclean.metrics.evaluation import Evaluator
 from ganclean.networks import default_pair
 from ganclean.progress import progress_bars
 from ganclean.training.probe import CostEstimate, check_networks, estimate_cost, probe_step
-from ganclean.training.step import TrainingStep, loaded, seeded
+from ganclean.training.network import loaded, seeded
+from ganclean.training.step import TrainingStep
 from ganclean.training.trainer import GANTrainer
 from ganclean.training.trajectory import Trajectory
 
@@ -144,7 +145,9 @@ class GANInfluence(Cleanser):
         ----------
         X : array-like, Tensor or map-style Dataset of shape (n_samples, *sample_shape)
             The training data, on the scale of the generator's output.
-        y : ignored
+        y : array-like of shape (n_samples, ...), optional
+            The labels of conditional networks (``GANTrainer(conditional=True)``); a Dataset's items can hold them too.
+            Otherwise ignored.
         X_val : array-like, Tensor or Dataset, optional
             The reference of the metrics; default X.
         trajectory : Trajectory or path, optional
@@ -175,12 +178,13 @@ class GANInfluence(Cleanser):
         metrics, selected = self._resolve_metrics()
         n_remove = self._count_to_remove(len(data))
         backend = clone(resolve_backend(self.backend))
-        trainer, step, source, seeds = self._prepare(data)
+        trainer, step, source, seeds = self._prepare(data, y)
         self._fingerprint = fingerprint(data)
-        description = trainer.describe(step, len(data), self._fingerprint)
+        described = self._fingerprint if source.labels is None else f"{self._fingerprint} {fingerprint(source.labels)}"
+        description = trainer.describe(step, len(data), described)
         probe = getattr(backend, "probe", None)
         if probe is not None:
-            probe_step(step, source, next(trainer.draw(step, source, 0)), probe)
+            probe_step(step, source, step.drawn(next(trainer.draw(step, source, 0)), source), probe)
         if trajectory is not None:
             trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
             trajectory.check_matches(description)
@@ -191,7 +195,7 @@ class GANInfluence(Cleanser):
         self.trainer_ = trainer
         self._evaluation_seed = seeds["evaluation"]
         n_latents = max(metric.sample_size for metric in self.metrics_.values())
-        evaluator = Evaluator(step, self._latents(step.generator, n_latents, self._evaluation_seed))
+        evaluator = self._evaluator(n_latents, step=step, source=source)
         for name, metric in self.metrics_.items():
             # A metric that has no gradient says so now instead of after training; one that is not finite yet may be.
             with suppress(NonFiniteError):
@@ -208,8 +212,8 @@ class GANInfluence(Cleanser):
                 )
             self.trajectory_ = trajectory
             final = trajectory.state(len(trajectory))
-            self.generator_ = loaded(step.generator, final.evaluated)
-            self.discriminator_ = loaded(step.discriminator, final.discriminator)
+            self.generator_ = loaded(step.generator, final.evaluated, final.buffers_generator)
+            self.discriminator_ = loaded(step.discriminator, final.discriminator, final.buffers_discriminator)
             both = {name: evaluator.gradient(name, metric, final) for name, metric in self.metrics_.items()}
             self.metric_values_ = {name: value for name, (value, _) in both.items()}
             self.metric_value_ = self.metric_values_[selected]
@@ -249,20 +253,23 @@ class GANInfluence(Cleanser):
         -------
         samples : ndarray or Tensor of shape (n_samples, *sample_shape)
             A tensor where the training data were a tensor or a Dataset.
-        labels : None
+        labels : ndarray or Tensor of shape (n_samples, ...), or None
+            What a conditional generator made them for.
         """
         check_is_fitted(self)
-        seed = check_random_state(self.random_state).randint(2**31)
-        with torch.no_grad():
-            samples = self.generator_(self._latents(self.generator_, n_samples, seed))
-        return samples.cpu().numpy() if self._returns_arrays else samples, None
+        evaluator = self._evaluator(n_samples, check_random_state(self.random_state).randint(2**31))
+        samples = evaluator.samples(self.trajectory_.state(len(self.trajectory_)), n_samples)
+        both = samples, evaluator.labels
+        return tuple(t.cpu().numpy() if self._returns_arrays and t is not None else t for t in both)
 
-    def estimate_cost(self, X) -> CostEstimate:
+    def estimate_cost(self, X, y=None) -> CostEstimate:
         """Return what `fit` would take, from one probed step of training and of tracing.
 
         Parameters
         ----------
         X : array-like, Tensor or Dataset of shape (n_samples, *sample_shape)
+        y : array-like of shape (n_samples, ...), optional
+            The labels of conditional networks.
 
         Returns
         -------
@@ -271,13 +278,13 @@ class GANInfluence(Cleanser):
         """
         data = checked_data(X)
         backend = resolve_backend(self.backend)
-        trainer, step, source, _ = self._prepare(data)
+        trainer, step, source, _ = self._prepare(data, y)
         description = trainer.describe(step, len(data), "")
         trajectory = Trajectory(description)
         return estimate_cost(
             step,
             source,
-            next(trainer.draw(step, source, 0)),
+            step.drawn(next(trainer.draw(step, source, 0)), source),
             getattr(backend, "probe", lambda *_: None),
             n_steps=len(trajectory),
             n_traced=len(trajectory) - trajectory.start_of_last(backend.traced_epochs()),
@@ -293,14 +300,14 @@ class GANInfluence(Cleanser):
             "ganclean.validation.estimation_accuracy(cleaner)."
         )
 
-    def _prepare(self, data) -> tuple[GANTrainer, TrainingStep, DataSource, dict[str, int]]:
+    def _prepare(self, data, y=None) -> tuple[GANTrainer, TrainingStep, DataSource, dict[str, int]]:
         """Build what trains, and check that the networks fit the data."""
         rng = check_random_state(self.random_state)
         seeds = {name: int(rng.randint(2**31)) for name in ("initial", "training", "evaluation")}
         if not isinstance(self.trainer, GANTrainer | None):
             raise ValueError(f"trainer must be a GANTrainer or None; got {self.trainer!r}.")
         trainer = GANTrainer() if self.trainer is None else clone(self.trainer)
-        source = DataSource(data)
+        source = DataSource(data, labels=self._labels(data, y, trainer.conditional))
         shape = tuple(source.sample_shape)
         with seeded(seeds["initial"]):
             generator = _built("generator", self.generator, shape)
@@ -317,7 +324,7 @@ class GANInfluence(Cleanser):
         parameter = next(generator.parameters(), None)
         if parameter is not None:
             source = source.cast(parameter.dtype, parameter.device)
-        check_networks(step, source, trainer.latent_shape)
+        check_networks(step, source)
         return trainer, step, source, seeds
 
     def _resolve_metrics(self) -> tuple[dict[str, Metric], str]:
@@ -331,22 +338,48 @@ class GANInfluence(Cleanser):
             raise ValueError(f"select must name one of the metrics {sorted(metrics)}; got {self.select!r}.")
         return metrics, selected
 
-    def _harmfulness_of(self, data) -> np.ndarray:
-        samples = DataSource(data, self.trajectory_.source.dtype, self.trajectory_.source.device)
+    @staticmethod
+    def _labels(data, y, conditional: bool) -> Tensor | None:
+        """Return the labels that conditional networks take: `y`, or what a Dataset holds."""
+        if not conditional:
+            return None
+        if y is None:
+            return labels_in(data)
+        check_consistent_length(data, y)
+        return torch.as_tensor(np.asarray(y))
+
+    def _harmfulness_of(self, data, y=None) -> np.ndarray:
+        trained_on = self.trajectory_.source
+        labels = self._labels(data, y, self.trajectory_.step.conditional)
+        if labels is None and trained_on.labels is not None:
+            raise ValueError(
+                "The networks are conditional: the labels of new instances are needed. Call score_samples(X, y), or "
+                "pass a Dataset whose items hold them."
+            )
+        samples = DataSource(data, trained_on.dtype, trained_on.device, labels)
         influence = self.backend_.score_samples(self.trajectory_, self.gradients_[self.metric_name_], samples)
         return _sign(self.metric_) * influence
 
-    def _latents(self, generator: nn.Module, n_samples: int, seed: int) -> Tensor:
-        parameter = next(generator.parameters())
-        # NumPy draws in order, so that fewer latents are the first of more: metrics of different sizes share them.
-        latents = np.random.RandomState(seed).standard_normal((n_samples, *self.trainer_.latent_shape))
-        return torch.from_numpy(latents).to(parameter)
-
-    def _evaluator(self, n_samples: int, seed: int | None = None) -> Evaluator:
-        """Return what evaluates metrics, on the same latents for the same number of samples."""
+    def _evaluator(
+        self,
+        n_samples: int,
+        seed: int | None = None,
+        *,
+        step: TrainingStep | None = None,
+        source: DataSource | None = None,
+    ) -> Evaluator:
+        """Return what evaluates metrics, on the same latents and labels for the same number of samples."""
         seed = self._evaluation_seed if seed is None else seed
-        step = self.trajectory_.step
-        return Evaluator(step, self._latents(step.generator, n_samples, seed))
+        step = self.trajectory_.step if step is None else step
+        source = self.trajectory_.source if source is None else source
+        like = next(step.generator.parameters())
+        # NumPy draws in order, so that fewer latents are the first of more: metrics of different sizes share them.
+        rng = np.random.RandomState(seed)
+        latents = torch.from_numpy(rng.standard_normal((n_samples, *step.latent_shape))).to(like)
+        if source.labels is None:
+            return Evaluator(step, latents)
+        rows = np.random.RandomState((seed + 1) % 2**32).randint(len(source), size=n_samples)
+        return Evaluator(step, latents, source.labels_of(torch.from_numpy(rows)))
 
 
 def _built(player: str, network: nn.Module | Callable | None, sample_shape: tuple[int, ...]) -> nn.Module | None:

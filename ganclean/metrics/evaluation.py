@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,23 +25,28 @@ class Evaluator:
         Knows the networks.
     latents : Tensor of shape (n, *latent_shape)
         A metric of fewer samples takes the first ones.
+    labels : Tensor of shape (n, ...), optional
+        What a conditional generator makes the samples for.
     chunk_size : int, default=500
         Samples that are in memory with their graph at a time.
     """
 
     step: TrainingStep
     latents: Tensor
+    labels: Tensor | None = None
     chunk_size: int = 500
 
     def samples(self, state: TrainingState, n_samples: int) -> Tensor:
         """Return samples of the evaluated generator (the average where one is kept)."""
         with torch.no_grad():
-            return torch.cat([self._sample(state.evaluated, state, z) for z in self._chunks(n_samples)])
+            chunks = self._chunks(n_samples)
+            return torch.cat([self._sample(state.evaluated, state.buffers_generator, chunk) for chunk in chunks])
 
     def value(self, metric: Metric, state: TrainingState) -> float:
         """Return the metric of a state."""
         with torch.no_grad():
-            return float(self._reduce(metric, self._features(metric, state), state.discriminator, state))
+            judge = (state.discriminator, state.buffers_discriminator)
+            return float(self._reduce(metric, self._features(metric, state), *judge))
 
     def gradient(self, name: str, metric: Metric, state: TrainingState) -> tuple[float, TrainingState]:
         """Return the metric of a state and its gradient, in the form of a state.
@@ -53,8 +59,10 @@ class Evaluator:
             If the metric or its gradient is NaN or infinite.
         """
         features = self._features(metric, state).requires_grad_()
-        discriminator = {n: p.detach().requires_grad_() for n, p in state.discriminator.items()}
-        value = self._reduce(metric, features, discriminator, state)
+        # Running statistics and the vectors of spectral norms are functions of the state like the parameters.
+        traced = self.step.differentiable(state)
+        discriminator, buffers_d = _leaves(state.discriminator), _leaves(traced.buffers_discriminator)
+        value = self._reduce(metric, features, discriminator, {**state.buffers_discriminator, **buffers_d})
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise MetricError(f"The metric {name!r} returned {got}; expected a scalar tensor.")
@@ -64,15 +72,17 @@ class Evaluator:
         )
         if not value.requires_grad:
             raise independent
-        to_features, *to_discriminator = grad(value, [features, *discriminator.values()], materialize_grads=True)
-        params = {n: p.detach().requires_grad_() for n, p in state.evaluated.items()}
-        total = [torch.zeros_like(p) for p in params.values()]
+        judging = [*discriminator.values(), *buffers_d.values()]
+        to_features, *to_judging = grad(value, [features, *judging], materialize_grads=True)
+        params, buffers_g = _leaves(state.evaluated), _leaves(traced.buffers_generator)
+        making = [*params.values(), *buffers_g.values()]
+        total = [torch.zeros_like(p) for p in making]
         pieces = to_features.split(self.chunk_size)
-        for z, piece in zip(self._chunks(metric.sample_size), pieces):
-            chunk = self._extract(metric, self._sample(params, state, z))
-            for sum_, g in zip(total, grad(chunk, list(params.values()), piece, materialize_grads=True)):
+        for chunk, piece in zip(self._chunks(metric.sample_size), pieces):
+            samples = self._sample(params, {**state.buffers_generator, **buffers_g}, chunk)
+            for sum_, g in zip(total, grad(self._extract(metric, samples), making, piece, materialize_grads=True)):
                 sum_ += g
-        everything = [*total, *to_discriminator]
+        everything = [*total, *to_judging]
         value = value.detach()
         if not torch.isfinite(value) or not all(bool(g.isfinite().all()) for g in everything):
             raise NonFiniteError(
@@ -81,30 +91,43 @@ class Evaluator:
             )
         if not any(bool(g.any()) for g in everything):
             raise independent
-        cotangent = map_state(torch.zeros_like, state.without_buffers())
-        cotangent = cotangent._replace(discriminator=dict(zip(discriminator, to_discriminator)))
         to_generator = dict(zip(params, total))
+        cotangent = map_state(torch.zeros_like, traced)._replace(
+            discriminator=dict(zip(discriminator, to_judging)),
+            buffers_discriminator=dict(zip(buffers_d, to_judging[len(discriminator) :])),
+            buffers_generator=dict(zip(buffers_g, total[len(params) :])),
+        )
         if state.average:
             return float(value), cotangent._replace(average=to_generator)
         return float(value), cotangent._replace(generator=to_generator)
 
-    def _chunks(self, n_samples: int) -> tuple[Tensor, ...]:
-        return self.latents[:n_samples].split(self.chunk_size)
+    def _chunks(self, n_samples: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for begin in range(0, min(n_samples, len(self.latents)), self.chunk_size):
+            rows = slice(begin, min(begin + self.chunk_size, n_samples))
+            yield self.latents[rows], None if self.labels is None else self.labels[rows]
 
-    def _sample(self, params: Tensors, state: TrainingState, latents: Tensor) -> Tensor:
-        return self.step.sample(params, state.buffers_generator, latents)
+    def _sample(self, params: Tensors, buffers: Tensors, chunk: tuple[Tensor, Tensor | None]) -> Tensor:
+        return self.step.sample(params, buffers, *chunk)
 
     def _extract(self, metric: Metric, samples: Tensor) -> Tensor:
         return metric.extract(samples) if isinstance(metric, FeatureMetric) else samples
 
     def _features(self, metric: Metric, state: TrainingState) -> Tensor:
         with torch.no_grad():
-            chunks = self._chunks(metric.sample_size)
-            return torch.cat([self._extract(metric, self._sample(state.evaluated, state, z)) for z in chunks])
+            made = (
+                self._sample(state.evaluated, state.buffers_generator, chunk)
+                for chunk in self._chunks(metric.sample_size)
+            )
+            return torch.cat([self._extract(metric, samples) for samples in made])
 
-    def _reduce(self, metric: Metric, features: Tensor, discriminator: Tensors, state: TrainingState) -> Tensor:
+    def _reduce(self, metric: Metric, features: Tensor, discriminator: Tensors, buffers: Tensors) -> Tensor:
         if isinstance(metric, FeatureMetric):
             return metric.reduce(features)
         if metric.uses_discriminator:
-            return metric(features, lambda x: self.step.judge(discriminator, state.buffers_discriminator, x))
+            labels = None if self.labels is None else self.labels[: len(features)]
+            return metric(features, lambda x: self.step.judge(discriminator, buffers, x, labels))
         return metric(features)
+
+
+def _leaves(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}

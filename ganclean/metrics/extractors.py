@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from ganclean.data import as_source
 from ganclean.exceptions import NetworkError
 from ganclean.networks import ImageClassifier
-from ganclean.training.step import seeded
+from ganclean.training.network import seeded
 
 
 class InceptionV3(nn.Module):

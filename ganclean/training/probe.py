@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ganclean.data import DataSource
 from ganclean.exceptions import NetworkError
 from ganclean.training.state import TrainingState, flatten_state
-from ganclean.training.step import StepRecord, TrainingStep, one_number_per_sample, seeded
+from ganclean.training.network import Network
+from ganclean.training.record import StepRecord
+from ganclean.training.step import TrainingStep, one_number_per_sample
 
 Trace = Callable[[TrainingStep, TrainingState, StepRecord, Tensor], None]
 
@@ -52,7 +54,7 @@ class CostEstimate:
         )
 
 
-def check_networks(step: TrainingStep, source: DataSource, latent_shape: tuple[int, ...]) -> None:
+def check_networks(step: TrainingStep, source: DataSource) -> None:
     """Raise `NetworkError` where the networks do not fit the data, each other or the method."""
     for player, module in (("generator", step.generator), ("discriminator", step.discriminator)):
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -71,10 +73,16 @@ def check_networks(step: TrainingStep, source: DataSource, latent_shape: tuple[i
             f"The generator's parameters are {first[0].dtype} on {first[0].device}, the discriminator's "
             f"{first[1].dtype} on {first[1].device}. Cast both to the same type and device."
         )
+    if step.conditional and source.labels is None:
+        raise NetworkError(
+            "The networks are conditional, but there are no labels. Pass them as y, or as the second entry of the "
+            "Dataset's items; or leave GANTrainer(conditional=True) out."
+        )
     n = min(2, len(source))
     real = source[list(range(n))]
-    latents = torch.randn(n, *latent_shape, dtype=real.dtype, generator=torch.Generator().manual_seed(0))
-    fake = _forward("generator", step.generator, latents.to(real.device))
+    labels = (source.labels_of(torch.arange(n)),) if step.conditional else ()
+    latents = torch.randn(n, *step.latent_shape, dtype=real.dtype, generator=torch.Generator().manual_seed(0))
+    fake = _forward("generator", step.players[0], (latents.to(real.device), *labels))
     if not isinstance(fake, Tensor):
         raise NetworkError(
             f"The generator's forward returned a {type(fake).__name__}; expected one tensor of samples. Wrap the "
@@ -85,35 +93,35 @@ def check_networks(step: TrainingStep, source: DataSource, latent_shape: tuple[i
             f"The generator's samples have shape {tuple(fake.shape[1:])}, the data's {tuple(real.shape[1:])}. They "
             "must agree: change the generator's last layer, or reshape the data."
         )
-    one_number_per_sample(_forward("discriminator", step.discriminator, real), n)
+    one_number_per_sample(_forward("discriminator", step.players[1], (real, *labels)), n)
 
 
-def _forward(player: str, module: nn.Module, inputs: Tensor):
-    buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
-    before = {name: (b.clone(), b._version) for name, b in buffers.items()}
+def _forward(player: str, network: Network, inputs: tuple[Tensor, ...]):
+    buffers = network.buffers()
     try:
-        with torch.no_grad(), seeded(0, inputs.device):
-            output = functional_call(module.train(), buffers, (inputs,))
+        with torch.no_grad():
+            output, after = network({}, buffers, inputs, 0)
     except TypeError as error:
-        if "required positional argument" not in str(error):
+        if "positional argument" not in str(error):
             raise
         raise NetworkError(
-            f"The {player}'s forward needs more than one input ({error}): conditional networks are not supported in "
-            "this version. Wrap the module so that it takes one tensor."
+            f"The {player}'s forward does not take {len(inputs)} input{'s'[: len(inputs) - 1]} ({error}). A conditional "
+            "network takes labels as its second input: set GANTrainer(conditional=True). Any other is to be wrapped so "
+            "that it takes one tensor."
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise NetworkError(
-            f"The {player} fails on an input of shape {tuple(inputs.shape)}: {error}. Check its first layer against "
+            f"The {player} fails on an input of shape {tuple(inputs[0].shape)}: {error}. Check its first layer against "
             + ("latent_dim of the trainer." if player == "generator" else "the shape of the data.")
         ) from error
-    # Power iteration may write the same values again, and batch normalisation writes behind the version counter.
-    changed = [n for n, b in buffers.items() if b._version != before[n][1] or not torch.equal(b, before[n][0])]
-    if changed:
-        owner = module.get_submodule(changed[0].rpartition(".")[0])
-        raise NetworkError(
-            f"The {player}'s buffer {changed[0]!r} ({type(owner).__name__}) changes during training, which this "
-            "version does not trace. Replace batch normalisation by GroupNorm or LayerNorm, and leave spectral "
-            "normalisation out."
+    changed = [n for n, b in buffers.items() if n not in network.traced and not torch.equal(b, after[n])]
+    unknown = [n for n in changed if not n.endswith("num_batches_tracked")]
+    if unknown:
+        owner = network.module.get_submodule(unknown[0].rpartition(".")[0])
+        warnings.warn(
+            f"The {player}'s buffer {unknown[0]!r} ({type(owner).__name__}) changes during training in a way that is "
+            "not known here: it is carried along, but no derivative flows through it.",
+            stacklevel=4,
         )
     return output
 

@@ -15,7 +15,7 @@ Tensors = dict[str, Tensor]
 class TrainingState(NamedTuple):
     """The state of a GAN's training between two steps.
 
-    A cotangent (adjoint) of a state has the same form, with empty buffers.
+    A cotangent (adjoint) of a state has the same form; of the buffers it holds those that derivatives flow through.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class TrainingState(NamedTuple):
     average : dict of str to Tensor
         The exponential moving average of the generator's parameters; empty where none is kept.
     buffers_generator, buffers_discriminator : dict of str to Tensor
-        The modules' buffers.
+        The modules' buffers, such as running statistics and the vectors of spectral norms.
     """
 
     generator: Tensors
@@ -41,11 +41,6 @@ class TrainingState(NamedTuple):
     def evaluated(self) -> Tensors:
         """The generator parameters that metrics look at: the average where one is kept."""
         return self.average or self.generator
-
-    def without_buffers(self) -> TrainingState:
-        """Return the part of the state that derivatives flow through."""
-        return self._replace(buffers_generator={}, buffers_discriminator={})
-
 
 def map_state(function, *states: TrainingState) -> TrainingState:
     """Apply `function` to the corresponding tensors of one or more states."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import hashlib
 from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from typing import Any
@@ -16,10 +16,13 @@ from torch import nn
 from ganclean._version import __version__
 from ganclean.data import DataSource
 from ganclean.exceptions import NonFiniteError
-from ganclean.losses import resolve_loss
+from ganclean.losses import check_penalty, resolve_loss
 from ganclean.optim import Adam, resolve_optimizer
 from ganclean.training.state import TrainingState
-from ganclean.training.step import UPDATES, StepRecord, TrainingStep
+from ganclean.training.network import copied
+from ganclean.training.record import StepRecord
+from ganclean.training.schedule import scheduled_settings
+from ganclean.training.step import UPDATES, TrainingStep
 from ganclean.training.trajectory import FolderStore, MemoryStore, Trajectory
 
 Progress = Callable[[str, int, int], None]
@@ -35,7 +38,15 @@ class GANTrainer(BaseEstimator):
     optimizer : Optimizer, optional
         Update rule of both networks; default ``Adam(lr=1e-3, betas=(0.5, 0.99))``.
     optimizer_generator, optimizer_discriminator : Optimizer, optional
-        Update rules of one network each, in place of `optimizer`.
+        Update rules of one network each, in place of `optimizer`. `Clipped` around a rule clips gradients.
+    scheduler : callable, optional
+        From an optimiser of `torch.optim` to a scheduler of `torch.optim.lr_scheduler`, such as
+        ``functools.partial(StepLR, step_size=1000)``; it advances with every update of a network, of both alike.
+    penalty : Penalty, optional
+        ``R1()`` or ``GradientPenalty()``, on the slope of the discriminator.
+    n_critic : int, default=1
+        Updates of the discriminator for one of the generator. A step updates the discriminator, and every so many
+        steps the generator too.
     n_epochs : int, default=50
         Passes over the data.
     batch_size : int or "auto", default="auto"
@@ -46,9 +57,12 @@ class GANTrainer(BaseEstimator):
         both networks use the same old parameters and the same latents.
     latent_dim : int or tuple of int, default=32
         Shape of the generator's standard normal input.
+    conditional : bool, default=False
+        Whether the networks take labels as their second input, G(z, y) and D(x, y): the `y` of `fit`, or the second
+        entry of a Dataset's items. Samples are generated for labels drawn from the data's own.
     ema_decay : float, optional
         Decay of a moving average of the generator's parameters. Where given, samples and metrics are those of the
-        averaged generator, which are less noisy.
+        averaged generator, which are less noisy. Buffers, such as running statistics, are not averaged.
     store : path, optional
         Folder that the trajectory is recorded into; default in memory.
     checkpoint_every : int, default=1
@@ -69,10 +83,14 @@ class GANTrainer(BaseEstimator):
         optimizer=None,
         optimizer_generator=None,
         optimizer_discriminator=None,
+        scheduler=None,
+        penalty=None,
+        n_critic=1,
         n_epochs=50,
         batch_size="auto",
         update="alternating",
         latent_dim=32,
+        conditional=False,
         ema_decay=None,
         store=None,
         checkpoint_every=1,
@@ -81,10 +99,14 @@ class GANTrainer(BaseEstimator):
         self.optimizer = optimizer
         self.optimizer_generator = optimizer_generator
         self.optimizer_discriminator = optimizer_discriminator
+        self.scheduler = scheduler
+        self.penalty = penalty
+        self.n_critic = n_critic
         self.n_epochs = n_epochs
         self.batch_size = batch_size
         self.update = update
         self.latent_dim = latent_dim
+        self.conditional = conditional
         self.ema_decay = ema_decay
         self.store = store
         self.checkpoint_every = checkpoint_every
@@ -103,13 +125,16 @@ class GANTrainer(BaseEstimator):
             raise ValueError(f"ema_decay must be None or a number in [0, 1); got {self.ema_decay!r}.")
         default = resolve_optimizer(self.optimizer, Adam(lr=1e-3, betas=(0.5, 0.99)))
         return TrainingStep(
-            copy.deepcopy(generator),
-            copy.deepcopy(discriminator),
+            copied(generator),
+            copied(discriminator),
             resolve_loss(self.loss),
             resolve_optimizer(self.optimizer_generator, default),
             resolve_optimizer(self.optimizer_discriminator, default),
+            self.latent_shape,
             self.update,
             None if self.ema_decay is None else float(self.ema_decay),
+            check_penalty(self.penalty),
+            bool(self.conditional),
         )
 
     def batch_size_for(self, n_samples: int) -> int:
@@ -127,6 +152,7 @@ class GANTrainer(BaseEstimator):
     def describe(self, step: TrainingStep, n_samples: int, data_fingerprint: str) -> dict[str, Any]:
         """Return what identifies a run: it must agree for a recorded trajectory to be used again."""
         _check_positive("n_epochs", self.n_epochs)
+        _check_positive("n_critic", self.n_critic)
         _check_positive("checkpoint_every", self.checkpoint_every)
         steps_per_epoch = -(-n_samples // self.batch_size_for(n_samples))
         state = step.initial_state()
@@ -150,6 +176,10 @@ class GANTrainer(BaseEstimator):
                 "n_epochs": int(self.n_epochs),
                 "batch_size": self.batch_size_for(n_samples),
                 "latent_shape": list(self.latent_shape),
+                "penalty": repr(step.penalty),
+                "n_critic": int(self.n_critic),
+                "conditional": step.conditional,
+                "schedule": self._describe_schedule(step, steps_per_epoch * int(self.n_epochs)),
             },
         }
 
@@ -191,7 +221,7 @@ class GANTrainer(BaseEstimator):
         trajectory.store.start(description, state)
         for record in self.draw(step, source, random_state):
             t = record.index + 1
-            state = step(state, record, source[record.indices])
+            state = step(state, step.drawn(record, source), source[record.indices])
             kept = t >= start and (t - start) % self.checkpoint_every == 0
             trajectory.store.append(record, state if kept or t == len(trajectory) else None)
             if t % trajectory.steps_per_epoch == 0 and not _is_finite(state):
@@ -204,23 +234,45 @@ class GANTrainer(BaseEstimator):
         return trajectory
 
     def draw(self, step: TrainingStep, source: DataSource, random_state=None) -> Iterator[StepRecord]:
-        """Yield what each step of a run draws: a random order of the data in every epoch, latents, seeds."""
+        """Yield what each step of a run draws: a random order of the data in every epoch, and a seed for the rest.
+
+        `TrainingStep.drawn` completes a record.
+        """
         rng = check_random_state(random_state)
-        parameter = next(step.generator.parameters())
-        noise = torch.Generator().manual_seed(int(rng.randint(2**31)))
-        size = self.batch_size_for(len(source))
-
-        def latents(n: int) -> torch.Tensor:
-            return torch.randn(n, *self.latent_shape, generator=noise, dtype=parameter.dtype).to(parameter.device)
-
+        n_samples = len(source)
+        size = self.batch_size_for(n_samples)
+        n_steps = -(-n_samples // size) * int(self.n_epochs)
+        settings_d, settings_g = self._schedules(step, n_steps)
         index = 0
         for _ in range(self.n_epochs):
-            order = torch.from_numpy(rng.permutation(len(source)).astype(np.int64))
+            order = torch.from_numpy(rng.permutation(n_samples).astype(np.int64))
             for indices in order.split(size):
-                latents_d = latents(len(indices))
-                latents_g = latents_d if self.update == "simultaneous" else latents(len(indices))
-                yield StepRecord(index, indices, latents_d, latents_g, int(rng.randint(2**31)))
+                number_g = -(-(index + 1) // self.n_critic)
+                yield StepRecord(
+                    index,
+                    indices,
+                    int(rng.randint(2**31)),
+                    updates_generator=(index + 1) % self.n_critic == 0,
+                    number_g=number_g,
+                    settings_d=settings_d[index],
+                    settings_g=settings_g[number_g - 1],
+                )
                 index += 1
+
+    def _schedules(self, step: TrainingStep, n_steps: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return the scheduled hyper-parameters of every update of the discriminator and of the generator."""
+        if self.scheduler is None:
+            return [{}] * n_steps, [{}] * n_steps
+        return (
+            scheduled_settings(step.optimizer_discriminator, self.scheduler, n_steps),
+            scheduled_settings(step.optimizer_generator, self.scheduler, -(-n_steps // self.n_critic)),
+        )
+
+    def _describe_schedule(self, step: TrainingStep, n_steps: int) -> str | None:
+        """Return a hash of what the scheduler does, whatever object it is."""
+        if self.scheduler is None:
+            return None
+        return hashlib.blake2b(repr(self._schedules(step, n_steps)).encode(), digest_size=8).hexdigest()
 
 
 def _check_positive(name: str, value: Any) -> None:

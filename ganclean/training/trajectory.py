@@ -17,7 +17,8 @@ from torch import Tensor
 from ganclean.data import DataSource
 from ganclean.exceptions import TrajectoryError
 from ganclean.training.state import TrainingState, flatten_state, unflatten_state
-from ganclean.training.step import StepRecord, TrainingStep
+from ganclean.training.record import StepRecord
+from ganclean.training.step import TrainingStep
 
 FORMAT = 1
 DESCRIBED = {"n_steps", "steps_per_epoch", "data", "parameters", "modules", "settings"}
@@ -77,7 +78,8 @@ class Trajectory:
         """Return what step `index` drew."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"step {index} of a trajectory of {len(self)} steps")
-        return self.store.record(index % len(self))
+        record = self.store.record(index % len(self))
+        return record if self._step is None else self._step.drawn(record, self.source)
 
     @property
     def steps_per_epoch(self) -> int:

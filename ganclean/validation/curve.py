@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ganclean.progress import progress_bars
-from ganclean.training.step import loaded
+from ganclean.training.network import loaded
 from ganclean.validation.counterfactual import retrained_states
 from ganclean.validation.significance import PairedComparison, paired_comparison
 
@@ -131,12 +131,11 @@ def cleansing_curve(
     counts = [max(1, round(rate * len(source))) for rate in rates]
     shown = int(np.abs(np.array(counts) - (~cleaner.support_).sum()).argmin())
     seeds = check_random_state(cleaner.random_state).randint(2**31, size=n_seeds)
-    X = source.data
     with parallel_config(backend="loky", inner_max_num_threads=1), progress_bars(cleaner.verbose) as progress:
         trials = Parallel(n_jobs=n_jobs, return_as="generator")(
             delayed(_trial)(
                 cleaner if i == 0 else _relative(cleaner, int(seed)),
-                None if i == 0 else (X, cleaner.reference_),
+                None if i == 0 else (source.data, source.labels, cleaner.reference_),
                 X_test,
                 counts,
                 last_epochs,
@@ -181,8 +180,8 @@ def _relative(cleaner: GANInfluence, seed: int) -> GANInfluence:
 def _trial(cleaner, data, X_test, counts, last_epochs, seed, shown):
     """Return one seed's metric values, its harmfulness and, where a rate is to be shown, the retrained generators."""
     if data is not None:
-        X, X_val = data
-        cleaner.fit(X, X_val=X_val)
+        X, y, X_val = data
+        cleaner.fit(X, y, X_val=X_val)
     trajectory = cleaner.trajectory_
     worst = np.argsort(-cleaner.harmfulness_, kind="stable")
     chance = check_random_state(seed).permutation(len(worst))
@@ -195,5 +194,8 @@ def _trial(cleaner, data, X_test, counts, last_epochs, seed, shown):
     generators = {}
     if shown is not None:
         chosen = {"none": 0} | {selector: 1 + i * len(counts) + shown for i, selector in enumerate(SELECTORS)}
-        generators = {name: loaded(trajectory.step.generator, states[i].evaluated) for name, i in chosen.items()}
+        generators = {
+            name: loaded(trajectory.step.generator, states[i].evaluated, states[i].buffers_generator)
+            for name, i in chosen.items()
+        }
     return values, cleaner.harmfulness_, generators

@@ -5,9 +5,15 @@ import copy
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, relu
 
-from ganclean.optim import SGD, Adam
+from ganclean.losses import R1, GradientPenalty
+from ganclean.optim import SGD, Adam, AdamW, Clipped, RMSprop
 
-TORCH_OPTIMIZERS = {SGD: torch.optim.SGD, Adam: torch.optim.Adam}
+TORCH_OPTIMIZERS = {
+    SGD: torch.optim.SGD,
+    Adam: torch.optim.Adam,
+    AdamW: torch.optim.AdamW,
+    RMSprop: torch.optim.RMSprop,
+}
 
 
 def cross_entropy(output, target):
@@ -27,9 +33,49 @@ LOSSES = {
 }
 
 
+def trained_parameters(module):
+    return [p for p in module.parameters() if p.requires_grad]
+
+
 def torch_optimizer(rule, module):
     """The optimiser of torch.optim with the hyper-parameters of a rule, on the trainable parameters of a module."""
-    return TORCH_OPTIMIZERS[type(rule)]([p for p in module.parameters() if p.requires_grad], **rule.get_params())
+    rule = rule.optimizer if isinstance(rule, Clipped) else rule
+    return TORCH_OPTIMIZERS[type(rule)](trained_parameters(module), **rule.get_params())
+
+
+class EagerPlayer:
+    """A network with its optimiser, its gradient clipping and its schedule."""
+
+    def __init__(self, module, rule, scheduler):
+        self.module = copy.deepcopy(module).train()
+        self.rule = rule
+        self.optimizer = torch_optimizer(rule, self.module)
+        self.scheduler = None if scheduler is None else scheduler(self.optimizer)
+
+    def __call__(self, seed, *inputs):
+        torch.manual_seed(seed)
+        return self.module(*[x for x in inputs if x is not None])
+
+    def differentiate(self, loss):
+        """Set the gradients, clipped as the rule says."""
+        params = trained_parameters(self.module)
+        for p, gradient in zip(params, torch.autograd.grad(loss, params)):
+            p.grad = gradient
+        if isinstance(self.rule, Clipped):
+            if self.rule.max_value is not None:
+                torch.nn.utils.clip_grad_value_(params, self.rule.max_value)
+            if self.rule.max_norm is not None:
+                torch.nn.utils.clip_grad_norm_(params, self.rule.max_norm)
+
+    def update(self):
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+
+def squared_slope(output, samples):
+    (slope,) = torch.autograd.grad(output.sum(), samples, create_graph=True)
+    return slope.flatten(1).square().sum(dim=1)
 
 
 def train_eagerly(generator, discriminator, trainer, X, trajectory, weights=None, start=0, outsider=None):
@@ -38,35 +84,54 @@ def train_eagerly(generator, discriminator, trainer, X, trajectory, weights=None
     From step `start`, `weights` of shape (n_samples,) multiply the instances' terms; `outsider`, an instance and its
     weight, is added to every batch. Returns the trained generator, discriminator and averaged generator.
     """
-    generator, discriminator = copy.deepcopy(generator).train(), copy.deepcopy(discriminator).train()
-    average = copy.deepcopy(generator)
     real, fake, deceive = LOSSES[trainer.loss]
-    optimizer_g = torch_optimizer(trainer.optimizer_generator or trainer.optimizer, generator)
-    optimizer_d = torch_optimizer(trainer.optimizer_discriminator or trainer.optimizer, discriminator)
+    G = EagerPlayer(generator, trainer.optimizer_generator or trainer.optimizer, trainer.scheduler)
+    D = EagerPlayer(discriminator, trainer.optimizer_discriminator or trainer.optimizer, trainer.scheduler)
+    average = copy.deepcopy(G.module)
+    penalty = trainer.penalty
     for t in range(len(trajectory)):
         record = trajectory[t]
-        batch = X[record.indices]
-        terms = real(discriminator(batch).flatten())
+        due = penalty is not None and t % penalty.every == 0
+        seed = record.seed
+        shared = record.latents_g is record.latents_d
+        batch = X[record.indices].requires_grad_(due)
+        fakes = G(seed, record.latents_d, record.labels_d)
+        output = D(seed + 1, batch, record.labels).flatten()
+        terms = real(output)
+        if due and isinstance(penalty, R1):
+            terms = terms + penalty.every * penalty.gamma / 2 * squared_slope(output, batch)
+        judged = D(seed + 2, fakes.detach(), record.labels_d).flatten()
+        if due and isinstance(penalty, GradientPenalty):
+            share = record.mixing.view(-1, *[1] * (batch.ndim - 1))
+            mixed = (share * batch + (1 - share) * fakes.detach()).detach().requires_grad_()
+            slope = squared_slope(D(seed + 5, mixed, record.labels), mixed).sqrt()
+            terms = terms + penalty.every * penalty.weight * (slope - penalty.target) ** 2
         if weights is not None and t >= start:
             terms = terms * weights[record.indices]
-        loss_d = terms.sum() / len(batch) + fake(discriminator(generator(record.latents_d).detach()).flatten()).mean()
+        loss_d = terms.sum() / len(batch) + fake(judged).mean()
         if outsider is not None and t >= start:
             instance, weight = outsider
-            loss_d = loss_d + weight * real(discriminator(instance[None]).flatten())[0] / len(batch)
-        optimizer_d.zero_grad()
-        loss_d.backward()
+            alone = instance[None].requires_grad_(due)
+            output = D.module(alone).flatten()
+            term = real(output)
+            if due and isinstance(penalty, R1):
+                term = term + penalty.every * penalty.gamma / 2 * squared_slope(output, alone)
+            loss_d = loss_d + weight * term[0] / len(batch)
+        D.differentiate(loss_d)
         if trainer.update == "alternating":
-            optimizer_d.step()
-        optimizer_g.zero_grad()
-        trained = [p for p in generator.parameters() if p.requires_grad]
-        loss_g = deceive(discriminator(generator(record.latents_g)).flatten()).mean()
-        for p, gradient in zip(trained, torch.autograd.grad(loss_g, trained)):
-            p.grad = gradient
+            D.update()
+        if record.updates_generator:
+            if not shared:
+                fakes = G(seed + 3, record.latents_g, record.labels_g)
+            G.differentiate(deceive(D(seed + 4, fakes, record.labels_g).flatten()).mean())
         if trainer.update == "simultaneous":
-            optimizer_d.step()
-        optimizer_g.step()
-        if trainer.ema_decay is not None:
-            with torch.no_grad():
-                for old, new in zip(average.parameters(), generator.parameters()):
-                    old.mul_(trainer.ema_decay).add_((1 - trainer.ema_decay) * new)
-    return generator.eval(), discriminator.eval(), (generator if trainer.ema_decay is None else average).eval()
+            D.update()
+        if record.updates_generator:
+            G.update()
+            if trainer.ema_decay is not None:
+                with torch.no_grad():
+                    for old, new in zip(average.parameters(), G.module.parameters()):
+                        old.mul_(trainer.ema_decay).add_((1 - trainer.ema_decay) * new)
+    average.load_state_dict(dict(G.module.named_buffers()), strict=False)
+    trained = G.module if trainer.ema_decay is None else average
+    return G.module.eval(), D.module.eval(), trained.eval()

@@ -13,17 +13,18 @@ def metric_values(cleaner, X, **changes):
     _, discriminator, generator = train_eagerly(
         cleaner.generator, cleaner.discriminator, cleaner.trainer, X, cleaner.trajectory_, **changes
     )
-    latents = cleaner._evaluator(max(metric.sample_size for metric in cleaner.metrics_.values())).latents
+    evaluator = cleaner._evaluator(max(metric.sample_size for metric in cleaner.metrics_.values()))
+    labels = () if evaluator.labels is None else (evaluator.labels,)
     values = []
     with torch.no_grad():
-        samples = generator(latents)
+        samples = generator(evaluator.latents, *labels)
         for metric in cleaner.metrics_.values():
-            judge = (discriminator,) if metric.uses_discriminator else ()
+            judge = (lambda x: discriminator(x, *labels),) if metric.uses_discriminator else ()
             values.append(float(metric(samples[: metric.sample_size], *judge)))
     return np.array(values)
 
 
-def finite_difference_influences(cleaner, X, start=0, width=4e-3):
+def finite_difference_influences(cleaner, X, start=0, width=3e-4):
     """Minus the derivative of every metric in each row's weight from step `start`: a dict of arrays (n_samples,)."""
 
     def derivative(row):
@@ -37,7 +38,7 @@ def finite_difference_influences(cleaner, X, start=0, width=4e-3):
     return dict(zip(cleaner.metrics_, np.stack([derivative(row) for row in range(len(X))], axis=1)))
 
 
-def finite_difference_outsiders(cleaner, X, outsiders, start=0, width=4e-3):
+def finite_difference_outsiders(cleaner, X, outsiders, start=0, width=3e-4):
     """Minus the derivative of every metric in the weight of an instance that is added to every batch."""
 
     def derivative(x):
