@@ -85,6 +85,10 @@ def flattened(moments):
     return {moment: ravel(tensors) for moment, tensors in moments.items()}
 
 
+def joined(dicts):
+    return {name: torch.stack([tensors[name] for tensors in dicts]) for name in SHAPES}
+
+
 def assert_close(actual, expected, tolerance):
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
@@ -184,11 +188,11 @@ def test_decoupled_decay_shrinks_a_parameter_without_gradient():
     assert_close(params["w"], torch.tensor([0.95]), 1e-7)
 
 
-@given(bias=st.sampled_from([0.0, 1e-4, 1.0, 1e4]), n_updates=st.integers(1, 3000))
+@given(bias=st.sampled_from([0.0, 1e-4, 1.0, 1e4]), n_updates=st.integers(1, 300))
 def test_a_constant_gradient_has_no_spread_and_still_gives_a_number(bias, n_updates):
     rule = RMSprop(lr=1e-3, alpha=0.9, centered=True)
     param, moments = torch.ones(1), flattened(rule.init({"w": torch.ones(1)}))
-    for step in range(1, min(n_updates, 300) + 1):
+    for step in range(1, n_updates + 1):
         param, moments = rule.rule(param, torch.full((1,), bias), moments, step)
     pull = torch.func.vjp(lambda grad: rule.rule(param, grad, moments, 1)[0], torch.full((1,), bias))[1]
     assert param.isfinite().all() and pull(torch.ones(1))[0].isfinite().all()
@@ -343,11 +347,13 @@ def test_clipping_a_vanishing_gradient_has_finite_derivatives(inner, bounds):
 )
 def test_a_rule_is_the_same_under_vmap(rule):
     runs = [(tensors(seed), tensors(seed + 1), moments_after(rule, 2, seed + 2)) for seed in (0, 10, 20)]
-    stacked = torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *runs)
-    together = torch.func.vmap(lambda p, g, m: rule.update(p, g, m, 3))(*stacked)
-    for i, run in enumerate(runs):
-        alone = rule.update(*run, 3)
-        assert_close(torch.utils._pytree.tree_map(lambda t, i=i: t[i], together), alone, 1e-12)
+    params, grads, moments = zip(*runs)
+    stacked = {moment: joined([m[moment] for m in moments]) for moment in rule.moment_names}
+    together, moments = torch.func.vmap(lambda p, g, m: rule.update(p, g, m, 3))(joined(params), joined(grads), stacked)
+    alone, moments_alone = zip(*(rule.update(*run, 3) for run in runs))
+    assert_close(together, joined(alone), 1e-12)
+    for moment, found in moments.items():
+        assert_close(found, joined([m[moment] for m in moments_alone]), 1e-12)
 
 
 def test_a_clipped_rule_keeps_the_moments_of_the_inner_one():

@@ -87,7 +87,8 @@ def test_epochs_differ_in_their_order():
 def test_a_simultaneous_update_shares_its_latents_and_an_alternating_one_does_not():
     shared = recorded(toy_trainer(update="simultaneous"), toy_data())
     fresh = recorded(toy_trainer(update="alternating"), toy_data())
-    assert all(shared[t].latents_g is shared[t].latents_d for t in range(9))
+    records = [shared[t] for t in range(9)]
+    assert all(record.latents_g is record.latents_d for record in records)
     assert not any(torch.equal(fresh[t].latents_g, fresh[t].latents_d) for t in range(9))
 
 

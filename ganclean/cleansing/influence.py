@@ -379,7 +379,7 @@ class GANInfluence(Cleanser):
         if source.labels is None:
             return Evaluator(step, latents)
         rows = np.random.RandomState((seed + 1) % 2**32).randint(len(source), size=n_samples)
-        return Evaluator(step, latents, source.labels_of(torch.from_numpy(rows)))
+        return Evaluator(step, latents, labels=source.labels_of(torch.from_numpy(rows)))
 
 
 def _built(player: str, network: nn.Module | Callable | None, sample_shape: tuple[int, ...]) -> nn.Module | None:

@@ -25,16 +25,16 @@ class Evaluator:
         Knows the networks.
     latents : Tensor of shape (n, *latent_shape)
         A metric of fewer samples takes the first ones.
-    labels : Tensor of shape (n, ...), optional
-        What a conditional generator makes the samples for.
     chunk_size : int, default=500
         Samples that are in memory with their graph at a time.
+    labels : Tensor of shape (n, ...), optional
+        What a conditional generator makes the samples for.
     """
 
     step: TrainingStep
     latents: Tensor
-    labels: Tensor | None = None
     chunk_size: int = 500
+    labels: Tensor | None = None
 
     def samples(self, state: TrainingState, n_samples: int) -> Tensor:
         """Return samples of the evaluated generator (the average where one is kept)."""

@@ -215,7 +215,7 @@ def torch_optimizer_of(rule: Optimizer, params: Iterable[Tensor]) -> torch.optim
         if type(rule) is kind:
             return optimizer(params, **{name: _plain(value) for name, value in rule.get_params(deep=False).items()})
     raise ValueError(
-        f"torch.optim has no optimiser for {rule!r}; expected SGD, Adam, AdamW or RMSprop of ganclean.optim itself. Call "
+        f"torch.optim has no optimiser for {rule!r}; expected SGD, Adam, AdamW or RMSprop of ganclean.optim. Call "
         "rule.update in the training loop instead."
     )
 

@@ -24,7 +24,7 @@ def metric_values(cleaner, X, **changes):
     return np.array(values)
 
 
-def finite_difference_influences(cleaner, X, start=0, width=3e-4):
+def finite_difference_influences(cleaner, X, start=0, width=1e-3):
     """Minus the derivative of every metric in each row's weight from step `start`: a dict of arrays (n_samples,)."""
 
     def derivative(row):
@@ -38,7 +38,7 @@ def finite_difference_influences(cleaner, X, start=0, width=3e-4):
     return dict(zip(cleaner.metrics_, np.stack([derivative(row) for row in range(len(X))], axis=1)))
 
 
-def finite_difference_outsiders(cleaner, X, outsiders, start=0, width=3e-4):
+def finite_difference_outsiders(cleaner, X, outsiders, start=0, width=1e-3):
     """Minus the derivative of every metric in the weight of an instance that is added to every batch."""
 
     def derivative(x):

@@ -1,0 +1,28 @@
+"""Influence is exact for what people do when they train: every feature alone, and all of them together."""
+
+import pytest
+import torch
+
+from ganclean.backends import ITD
+from ganclean.metrics import FID, SampleMean
+from tests.practice import PRACTICE, practised
+from tests.reference.finite_differences import finite_difference_influences, largest_error
+from tests.toy_gans import toy_cleaner
+
+SCHEMES = [(ITD(derivative="exact"), 1e-4), (ITD(derivative="secant", delta=1e-4), 1e-2)]
+
+
+def first_values(x):
+    return x.flatten(1)[:, :6]
+
+
+@pytest.mark.parametrize("feature", PRACTICE)
+def test_influence_is_the_derivative_in_the_weights(feature):
+    expected = None
+    for backend, tolerance in SCHEMES:
+        networks, X, y, settings = practised(feature)
+        metric = {"fid": FID(first_values, n_samples=60), "mean": SampleMean(first_values, n_samples=60)}
+        cleaner = toy_cleaner(networks, metric=metric, backend=backend, **settings).fit(X, y)
+        # Clipping has kinks, which a narrow difference does not meet.
+        expected = expected or finite_difference_influences(cleaner, torch.from_numpy(X), width=3e-4)
+        assert largest_error(cleaner.influences_, expected) < tolerance, backend
