@@ -318,7 +318,7 @@ def test_networks_that_cannot_take_part_are_refused_with_the_reason(generator, d
         ({"batch_size": 0}, "batch_size must be a positive integer; got 0"),
         ({"batch_size": 2.5}, "batch_size must be a positive integer; got 2.5"),
         ({"n_epochs": 0}, "n_epochs must be a positive integer; got 0"),
-        ({"checkpoint_every": -1}, "checkpoint_every must be a positive integer; got -1"),
+        ({"checkpoint_every": -1}, "checkpoint_every must be a positive integer or 'auto'; got -1"),
         ({"update": "both"}, r"update must be one of \['alternating', 'simultaneous'\]; got 'both'"),
         ({"ema_decay": 1.0}, r"ema_decay must be None or a number in \[0, 1\); got 1.0"),
         ({"loss": "bce"}, "loss must be one of"),

@@ -1,5 +1,5 @@
-import json
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -8,10 +8,13 @@ from torch import nn
 
 from ganclean import GANInfluence, Trajectory
 from ganclean.backends import ITD
-from ganclean.exceptions import TrajectoryError
+from ganclean.exceptions import ReplayMismatchError, TrajectoryError
+from ganclean.metrics import SampleMean
 from ganclean.optim import SGD
+from ganclean.training.checkpoints import size_of
 from ganclean.training.state import TrainingState, flatten_state, map_state, ravel, unflatten_state, unravel
-from ganclean.training.trajectory import FolderStore
+from ganclean.training.store import FolderStore
+from ganclean.validation import counterfactual_retrain
 from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks, toy_trainer
 
 FULL = {"optimizer": OPTIMIZERS["adam"], "ema_decay": 0.9}
@@ -68,15 +71,16 @@ def test_store_and_checkpoints_change_neither_states_nor_influences(checkpoint_e
 @pytest.mark.parametrize("update", ["alternating", "simultaneous"])
 def test_a_folder_gives_back_what_each_step_drew(update, X, tmp_path):
     in_memory = fitted(X, update=update).trajectory_
-    fitted(X, update=update, store=tmp_path / "run")
+    on_disk = fitted(X, update=update, store=tmp_path / "run").trajectory_
     opened = Trajectory.open(tmp_path / "run")
     assert len(opened) == len(in_memory) == 9 and opened.steps_per_epoch == 3
     for t in range(9):
-        ours, theirs = opened[t], in_memory[t]
+        ours, theirs = on_disk[t], in_memory[t]
         assert (ours.index, ours.seed) == (theirs.index, theirs.seed) == (t, theirs.seed)
         for name in ("indices", "latents_d", "latents_g"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name))
         assert (ours.latents_g is ours.latents_d) == (update == "simultaneous")
+        assert opened[t].latents_d is None and torch.equal(opened[t].indices, theirs.indices)
 
 
 def test_a_trajectory_is_indexed_as_a_sequence(original):
@@ -103,8 +107,7 @@ def test_the_first_state_is_that_of_the_given_networks_and_the_last_that_of_the_
 
 def test_only_the_traced_epochs_are_kept_and_the_others_are_recomputed(X, original):
     cleaner = toy_cleaner(with_dropout(), backend=ITD(last_epochs=1), **FULL).fit(X)
-    kept = [t for t in range(10) if cleaner.trajectory_.store.has_state(t)]
-    assert kept == [0, 6, 7, 8, 9]
+    assert list(cleaner.trajectory_.store.kept()) == [0, 6, 7, 8, 9]
     again = cleaner.set_params(backend=ITD()).fit(X, trajectory=cleaner.trajectory_)
     assert np.array_equal(again.influence_, original.influence_)
 
@@ -154,53 +157,10 @@ def test_an_opened_trajectory_says_that_it_knows_no_networks_yet(folder):
         _ = trajectory.step
 
 
-def test_a_run_without_its_last_step_is_truncated(folder, X):
-    (folder / "step-00000008.safetensors").unlink()
-    for read in (Trajectory.open, lambda folder: toy_cleaner(with_dropout(), **FULL).fit(X, trajectory=folder)):
-        with pytest.raises(TrajectoryError, match="is truncated: 8 of 9 steps are there"):
-            read(folder)
-
-
-@pytest.mark.parametrize("name", ["state-00000005", "step-00000005", "state-00000009"])
-@pytest.mark.parametrize("content", [b"", b"nonsense" * 100])
-def test_a_damaged_file_is_named(name, content, folder, X):
-    (folder / f"{name}.safetensors").write_bytes(content)
-    with pytest.raises(TrajectoryError, match=rf"is damaged: {name}\.safetensors cannot be read"):
-        toy_cleaner(with_dropout(), **FULL).fit(X, trajectory=folder)
-
-
 def test_a_lost_state_is_recomputed(folder, X, original):
     (folder / "state-00000005.safetensors").unlink()
     (folder / "state-00000009.safetensors").unlink()
     assert_same_run(toy_cleaner(with_dropout(), **FULL).fit(X, trajectory=folder), original)
-
-
-def test_a_run_without_its_first_state_is_damaged(folder, X, monkeypatch):
-    for path in folder.glob("state-*"):
-        path.unlink()
-    looked_at = []
-
-    def has_state(store, index):
-        looked_at.append(index)
-        assert len(looked_at) < 100, "the search for a kept state does not end"
-        return False
-
-    monkeypatch.setattr(FolderStore, "has_state", has_state)
-    with pytest.raises(TrajectoryError, match="damaged"):
-        toy_cleaner(with_dropout(), **FULL).fit(X, trajectory=folder)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe\x00", b"[1, 2]", b'{"format": 99}', b'{"format": 1}'])
-def test_a_folder_that_holds_no_trajectory_is_refused(content, tmp_path):
-    if content is not None:
-        (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(TrajectoryError, match=rf"{tmp_path.name} (holds no recorded|has a format)"):
-        Trajectory.open(tmp_path)
-
-
-def test_a_folder_that_does_not_exist_is_refused(tmp_path, X):
-    with pytest.raises(TrajectoryError, match="holds no recorded trajectory"):
-        toy_cleaner().fit(X, trajectory=tmp_path / "nowhere")
 
 
 def wider():
@@ -240,13 +200,6 @@ def test_a_trajectory_of_something_else_is_refused(changes, data, message, folde
         toy_cleaner(networks, **settings).fit(X, trajectory=folder)
 
 
-def test_a_recorded_trajectory_is_not_overwritten(folder, X):
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(TrajectoryError, match=r"holds a recorded trajectory already, and it is not overwritten"):
-        fitted(X, store=folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
 def test_settings_may_be_numbers_of_numpy(X, tmp_path):
     settings = {
         "n_epochs": np.int64(2),
@@ -258,29 +211,6 @@ def test_settings_may_be_numbers_of_numpy(X, tmp_path):
     assert len(Trajectory.open(tmp_path / "run")) == 4
 
 
-def test_no_unfinished_file_is_left(folder):
-    names = {path.name for path in folder.iterdir()}
-    assert names == {"manifest.json"} | {f"state-{t:08d}.safetensors" for t in range(10)} | {
-        f"step-{t:08d}.safetensors" for t in range(9)
-    }
-    assert json.loads((folder / "manifest.json").read_text())["n_steps"] == 9
-
-
-def test_a_run_that_stops_in_between_leaves_its_steps_on_disk(X, tmp_path, monkeypatch):
-    append = FolderStore.append
-
-    def crash(store, record, state):
-        if record.index == 5:
-            raise KeyboardInterrupt
-        append(store, record, state)
-
-    monkeypatch.setattr(FolderStore, "append", crash)
-    with pytest.raises(KeyboardInterrupt):
-        fitted(X, store=tmp_path / "run")
-    with pytest.raises(TrajectoryError, match="is truncated: 5 of 9 steps"):
-        Trajectory.open(tmp_path / "run")
-
-
 @pytest.fixture
 def live_states(monkeypatch):
     """A function that counts the states that were read from disk or replayed and are still in memory."""
@@ -290,13 +220,25 @@ def live_states(monkeypatch):
         def call(*args):
             state = method(*args)
             references.append(weakref.ref(next(iter(state.generator.values()))))
+            counts.append(count())
             return state
 
         return call
 
+    def count():
+        return sum(reference() is not None for reference in references)
+
+    counts = []
     monkeypatch.setattr(FolderStore, "state", watched(FolderStore.state))
     monkeypatch.setattr(Trajectory, "replay", watched(Trajectory.replay))
-    return lambda: sum(reference() is not None for reference in references)
+
+    def most(walk):
+        references.clear()
+        counts.clear()
+        walk()
+        return max(counts)
+
+    return most
 
 
 @pytest.mark.parametrize("derivative", ["secant", "exact"])
@@ -307,14 +249,159 @@ def test_memory_in_the_backward_pass_is_one_segment_however_many_steps_are_on_di
     def most_at_once(n_epochs):
         settings = {"store": tmp_path / str(n_epochs), "checkpoint_every": checkpoint_every, "n_epochs": n_epochs}
         cleaner = toy_cleaner(**settings).fit(X)
-        counts = []
-        cleaner.backend_.fit(cleaner.trajectory_, cleaner.gradients_, lambda *_: counts.append(live_states()))
-        assert len(counts) == 3 * n_epochs
-        return max(counts)
+        return live_states(lambda: cleaner.backend_.fit(cleaner.trajectory_, cleaner.gradients_))
 
     short, long = most_at_once(2), most_at_once(5)
     assert long == short
     assert min(checkpoint_every, 2) <= long <= checkpoint_every + 2
+
+
+@pytest.fixture(scope="module")
+def sparse(X, tmp_path_factory):
+    """A run in a folder of which only the first and the last state are kept."""
+    folder = tmp_path_factory.mktemp("sparse") / "run"
+    return fitted(X, store=folder, checkpoint_every=100, n_epochs=14).trajectory_
+
+
+@pytest.mark.parametrize("max_states", [4, 5, 6, 9, 20, 45, 100])
+def test_the_backward_pass_holds_no_more_states_than_it_may(max_states, sparse, live_states):
+    assert list(sparse.store.kept()) == [0, 42]
+    expected = {t: ravel(sparse.state(t).generator) for t in (0, 13, 29, 42)}
+    visited = []
+
+    def walk():
+        for record, before, after in sparse.backwards(0, max_states=max_states):
+            visited.append(record.index)
+            for t, state in ((record.index, before), (record.index + 1, after)):
+                assert t not in expected or torch.equal(ravel(state.generator), expected[t])
+            del before, after, state
+
+    most = live_states(walk)
+    assert visited == list(range(41, -1, -1))
+    assert most <= max_states
+    assert most >= min(max_states, 44)
+
+
+def test_the_memory_budget_bounds_what_the_backward_pass_holds(X, sparse, live_states):
+    opened = Trajectory.open(sparse.store.folder).bind(sparse.step, sparse.source)
+    size = size_of(opened.state(0))
+    counts = {}
+    for room in (0, 9, 1000):
+        opened.memory_budget = room * size
+        counts[room] = live_states(lambda: [None for _ in opened.backwards(0)])
+    # Without room, still as many as make do with five recomputations: C(4 + 5, 5) - 1 steps would be within reach.
+    assert counts[0] <= 3 + 4 and counts[9] <= 9 and counts[1000] == 44
+
+
+def test_a_tiny_budget_changes_no_influence(X, original, tmp_path):
+    for store in (None, tmp_path / "run"):
+        with pytest.warns(UserWarning, match=r"memory_budget=1 is too small to trace 9 steps: .* it takes \d+ bytes"):
+            assert_same_run(fitted(X, store=store, memory_budget=1), original)
+
+
+@pytest.mark.parametrize("max_states", [3, 0, -1])
+def test_three_states_are_too_few_to_go_backwards(max_states, sparse):
+    with pytest.raises(ValueError, match="max_states must be at least 4"):
+        next(sparse.backwards(0, max_states=max_states))
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 4, 100])
+@pytest.mark.parametrize(("start", "end"), [(0, 9), (0, 8), (2, 7), (4, 5), (3, 3)])
+def test_the_way_back_may_begin_anywhere(checkpoint_every, start, end, X, original):
+    trajectory = fitted(X, checkpoint_every=checkpoint_every).trajectory_
+    steps = list(trajectory.backwards(start, end))
+    assert [record.index for record, _, _ in steps] == list(range(end - 1, start - 1, -1))
+    for record, before, after in steps:
+        for state, t in ((before, record.index), (after, record.index + 1)):
+            assert torch.equal(ravel(state.generator), ravel(original.trajectory_.state(t).generator))
+
+
+def spoiled(state, path, relative):
+    """Return a state with one number changed, relative to the largest magnitude of its tensor."""
+    flat = {name: tensor.clone() for name, tensor in flatten_state(state).items()}
+    flat[path].view(-1)[0] += relative * float(flat[path].abs().max())
+    return unflatten_state(flat)
+
+
+PATHS = ["generator/0.weight", "discriminator/2.bias", "moments_generator/square/3.weight", "average/0.bias"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_recomputation_that_does_not_lead_to_the_kept_state_is_named(path, X):
+    trajectory = fitted(X, checkpoint_every=4).trajectory_
+    trajectory.store.checkpoint(8, spoiled(trajectory.state(8), path, 1e-5))
+    message = (
+        rf"Recomputing the steps up to step 8 did not lead to the recorded state: {path} deviates by 1.0e-05 of its "
+        r"largest magnitude, 1e-07 is allowed.*not deterministic.*smaller checkpoint_every"
+    )
+    with pytest.raises(ReplayMismatchError, match=message):
+        list(trajectory.backwards(0))
+
+
+def test_a_deviation_of_rounding_is_no_mismatch(X):
+    trajectory = fitted(X, checkpoint_every=4).trajectory_
+    trajectory.store.checkpoint(8, spoiled(trajectory.state(8), PATHS[0], 1e-9))
+    assert len(list(trajectory.backwards(0))) == 9
+
+
+@pytest.mark.parametrize(("relative", "matches"), [(1e-4, True), (1e-2, False), (float("nan"), False)])
+def test_single_precision_is_compared_more_loosely(relative, matches, X):
+    networks = [network.float() for network in toy_networks()]
+    trajectory = toy_cleaner(networks, checkpoint_every=4).fit(X).trajectory_
+    trajectory.store.checkpoint(8, spoiled(trajectory.state(8), PATHS[0], relative))
+    with nullcontext() if matches else pytest.raises(ReplayMismatchError, match="1e-03 is allowed"):
+        list(trajectory.backwards(0))
+
+
+class Unsteady(nn.Module):
+    """Adds noise that no seed determines."""
+
+    def __init__(self):
+        super().__init__()
+        self.rng = np.random.default_rng(0)
+
+    def forward(self, x):
+        return x + 1e-2 * self.rng.normal()
+
+
+def test_an_operation_that_is_not_deterministic_is_noticed(X):
+    generator, discriminator = toy_networks()
+    with pytest.raises(ReplayMismatchError, match="Recomputing the steps up to step 9 .* not deterministic"):
+        toy_cleaner((generator.insert(1, Unsteady()), discriminator), checkpoint_every=5).fit(X)
+
+
+def convolutional():
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(13, 5 * 9), nn.SiLU(), nn.Unflatten(1, (5, 3, 3)), nn.ConvTranspose2d(5, 1, 3))
+    discriminator = nn.Sequential(nn.Conv2d(1, 7, 3), nn.SiLU(), nn.Flatten(), nn.Linear(63, 37), nn.SiLU())
+    return generator, discriminator.append(nn.Linear(37, 1))
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_states_read_from_disk_and_recomputed_ones_are_the_same_to_the_last_bit_in_single_precision(
+    optimizer, tmp_path
+):
+    images = np.random.default_rng(0).normal(size=(60, 1, 5, 5)).astype(np.float32)
+
+    def influence(**settings):
+        settings = {"optimizer": OPTIMIZERS[optimizer], "latent_dim": 13, "batch_size": 17, **settings}
+        return toy_cleaner(convolutional(), metric=SampleMean(n_samples=60), **settings).fit(images).influence_
+
+    expected = influence()
+    assert np.array_equal(influence(checkpoint_every=5), expected)
+    assert np.array_equal(influence(store=tmp_path / "all"), expected)
+    assert np.array_equal(influence(store=tmp_path / "some", checkpoint_every=5), expected)
+
+
+@pytest.mark.parametrize("settings", [{"checkpoint_every": 5}, {"memory_budget": 1}, {"checkpoint_every": 2}])
+@pytest.mark.filterwarnings("ignore:memory_budget")
+def test_retraining_without_instances_does_not_depend_on_what_is_kept(settings, X, original, tmp_path):
+    removals = [[], [3], [1, 5]]
+    expected = {k: counterfactual_retrain(original, removals, last_epochs=k) for k in (1, None)}
+    for store in (None, tmp_path / "run"):
+        cleaner = toy_cleaner(with_dropout(), backend=ITD(last_epochs=1), store=store, **FULL, **settings).fit(X)
+        for last_epochs, values in expected.items():
+            assert np.array_equal(counterfactual_retrain(cleaner, removals, last_epochs=last_epochs), values)
 
 
 def test_a_state_survives_flattening(original):

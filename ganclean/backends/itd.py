@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from numbers import Real
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ganclean.backends.adjoint import Adjoint, Secant, StepAdjoint, exact_adjoint, secant_adjoint, secant_width
 from ganclean.backends.base import InfluenceBackend
+from ganclean.backends.resumable import Reached, progress_key
 from ganclean.exceptions import NonFiniteError
 from ganclean.training.state import TrainingState, ravel, unravel
 from ganclean.training.record import StepRecord
@@ -20,6 +22,7 @@ from ganclean.training.step import TrainingStep
 from ganclean.training.trajectory import Trajectory
 
 DERIVATIVES = ("secant", "exact")
+SECONDS_BETWEEN_SAVES = 10.0
 
 
 class ITD(InfluenceBackend):
@@ -75,14 +78,26 @@ class ITD(InfluenceBackend):
 
     def fit(self, trajectory, gradients, progress=None):
         start = trajectory.start_of_last(self.last_epochs)
-        influences = {name: np.zeros(len(trajectory.source)) for name in gradients}
-        for record, _, adjoints in self._trace(trajectory, gradients):
-            for name, adjoint in adjoints.items():
-                # An epoch draws an instance at most once, so no row occurs twice in a batch.
-                influences[name][record.indices.numpy()] -= adjoint.weights.double().cpu().numpy()
-            if progress is not None:
-                progress("tracing", len(trajectory) - record.index, len(trajectory) - start)
-        self.influences_ = influences
+        key = progress_key(self, start, gradients)
+        reached = Reached.load(trajectory, key) or Reached.beginning(trajectory, gradients)
+        saved = time.monotonic()
+        try:
+            for record, _, adjoints in self._trace(trajectory, reached.cotangents, reached.end):
+                influences = {
+                    name: _subtracted(reached.influences[name], record.indices, one.weights)
+                    for name, one in adjoints.items()
+                }
+                reached = Reached(record.index, {name: one.cotangent for name, one in adjoints.items()}, influences)
+                if trajectory.is_kept(record.index) and time.monotonic() - saved >= SECONDS_BETWEEN_SAVES:
+                    reached.save(trajectory, key)
+                    saved = time.monotonic()
+                if progress is not None:
+                    progress("tracing", len(trajectory) - record.index, len(trajectory) - start)
+        except KeyboardInterrupt:
+            reached.save(trajectory, key)
+            raise
+        trajectory.store.discard_progress(key)
+        self.influences_ = reached.influences
         return self
 
     def score_samples(self, trajectory, gradient, samples):
@@ -115,18 +130,20 @@ class ITD(InfluenceBackend):
         return partial(secant_adjoint, secant=Secant(float(self.delta)))
 
     def _trace(
-        self, trajectory: Trajectory, gradients: Mapping[str, TrainingState]
+        self, trajectory: Trajectory, cotangents: Mapping[str, TrainingState], end: int | None = None
     ) -> Iterator[tuple[StepRecord, TrainingState, dict[str, StepAdjoint]]]:
-        """Yield each traced step with the adjoints of all metrics, from the last to the first."""
+        """Yield each traced step with the adjoints of all metrics, from the one before state `end` to the first."""
         adjoint, step, source = self._adjoint(), trajectory.step, trajectory.source
-        cotangents = dict(gradients)
-        for record, before, after in trajectory.backwards(trajectory.start_of_last(self.last_epochs)):
+        cotangents = dict(cotangents)
+        for record, before, after in trajectory.backwards(trajectory.start_of_last(self.last_epochs), end):
             real = source[record.indices]
             pulled = adjoint(step, before, after, record, real, list(cotangents.values()))
             adjoints = dict(zip(cotangents, pulled))
             for name, one in adjoints.items():
                 _check_finite(name, one, record.index, len(trajectory))
                 cotangents[name] = one.cotangent
+            # Memory holds what was recomputed; this one is not needed any more.
+            del after
             yield record, before, adjoints
 
     def _outsider(
@@ -149,6 +166,13 @@ class ITD(InfluenceBackend):
             return lambda x, y: x.new_zeros(len(x))
         plus, minus = (unravel(flat + sign * width * v, theta) for sign in (1, -1))
         return lambda x, y: (terms(plus, x, y) - terms(minus, x, y)).detach() / (2 * width * n)
+
+
+def _subtracted(influence: np.ndarray, rows: Tensor, weights: Tensor) -> np.ndarray:
+    # A new array: an interrupt must find influences and cotangents of the same step.
+    influence = influence.copy()
+    np.subtract.at(influence, rows.numpy(), weights.double().cpu().numpy())
+    return influence
 
 
 def _check_finite(name: str, adjoint: StepAdjoint, index: int, n_steps: int) -> None:

@@ -190,6 +190,7 @@ class GANInfluence(Cleanser):
             trajectory.check_matches(description)
             trajectory.check_complete()
             trajectory.bind(step, source)
+            trajectory.memory_budget = trainer.memory_budget
         self.metrics_ = {name: metric.fit(self.reference_) for name, metric in metrics.items()}
         self.metric_ = self.metrics_[selected]
         self.trainer_ = trainer
@@ -281,6 +282,7 @@ class GANInfluence(Cleanser):
         trainer, step, source, _ = self._prepare(data, y)
         description = trainer.describe(step, len(data), "")
         trajectory = Trajectory(description)
+        plan = trainer.plan(step, len(trajectory), trajectory.start_of_last(backend.traced_epochs()))
         return estimate_cost(
             step,
             source,
@@ -288,7 +290,7 @@ class GANInfluence(Cleanser):
             getattr(backend, "probe", lambda *_: None),
             n_steps=len(trajectory),
             n_traced=len(trajectory) - trajectory.start_of_last(backend.traced_epochs()),
-            checkpoint_every=trainer.checkpoint_every,
+            checkpoint_every=plan.every,
             on_disk=trainer.store is not None,
         )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -62,3 +63,51 @@ class StepRecord:
         for name in ("number_d", "number_g"):
             if not getattr(self, name):
                 object.__setattr__(self, name, self.index + 1)
+
+
+def packed(records: Sequence[StepRecord]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of records under names such as ``42/indices``, and the rest as what JSON knows."""
+    tensors: dict[str, Tensor] = {}
+    steps = []
+    for record in records:
+        own = _tensors(record)
+        values = {field.name: getattr(record, field.name) for field in fields(record) if field.name not in own}
+        shared = record.latents_d is not None and record.latents_g is record.latents_d
+        if shared:
+            del own["latents_g"]
+        tensors |= {f"{record.index}/{name}": tensor for name, tensor in own.items()}
+        values = {name: value for name, value in values.items() if value is not None}
+        steps.append({"values": values, "tensors": list(own), "shared": shared})
+    return tensors, {"steps": steps}
+
+
+def unpacked(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> list[StepRecord]:
+    """Invert `packed`."""
+    records = []
+    for step in rest["steps"]:
+        values = {name: _tuples(value) for name, value in step["values"].items()}
+        own = {name: tensors[f"{values['index']}/{name}"] for name in step["tensors"]}
+        if step["shared"]:
+            own["latents_g"] = own["latents_d"]
+        records.append(StepRecord(**values | own))
+    return records
+
+
+def moved(record: StepRecord, device: torch.device | str) -> StepRecord:
+    """Return a record with its tensors on a device, except for the row numbers."""
+    own = {name: tensor for name, tensor in _tensors(record).items() if name != "indices"}
+    there = {id(tensor): tensor.to(device) for tensor in own.values()}
+    changes: dict[str, Any] = {name: there[id(tensor)] for name, tensor in own.items()}
+    return replace(record, **changes)
+
+
+def _tensors(record: StepRecord) -> dict[str, Tensor]:
+    values = ((field.name, getattr(record, field.name)) for field in fields(record))
+    return {name: value for name, value in values if isinstance(value, Tensor)}
+
+
+def _tuples(value: Any) -> Any:
+    """Return what JSON made of tuples as tuples again, inside dicts too."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(child) for key, child in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

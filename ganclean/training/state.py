@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,18 +55,16 @@ def map_state(function, *states: TrainingState) -> TrainingState:
 
 def flatten_state(state: TrainingState) -> Tensors:
     """Return the tensors of a state under slash-separated paths such as ``generator/net.0.weight``."""
-    flat: Tensors = {}
+    return {path: tensor for field, node in zip(state._fields, state) for path, tensor in _leaves(field, node)}
 
-    def visit(prefix: str, node):
-        if isinstance(node, Mapping):
-            for key, child in node.items():
-                visit(f"{prefix}/{key}", child)
-        else:
-            flat[prefix] = node
 
-    for field, node in zip(state._fields, state):
-        visit(field, node)
-    return flat
+def _leaves(path: str, node: Any) -> Iterator[tuple[str, Tensor]]:
+    # Not a closure that calls itself: such a cycle would keep the tensors until the garbage is collected.
+    if isinstance(node, Mapping):
+        for key, child in node.items():
+            yield from _leaves(f"{path}/{key}", child)
+    else:
+        yield path, node
 
 
 def unflatten_state(flat: Mapping[str, Tensor]) -> TrainingState:

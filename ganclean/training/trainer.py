@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator
+from itertools import islice
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,12 +20,16 @@ from ganclean.data import DataSource
 from ganclean.exceptions import NonFiniteError
 from ganclean.losses import check_penalty, resolve_loss
 from ganclean.optim import Adam, resolve_optimizer
+from ganclean.training.checkpoints import CheckpointPlan, plan_checkpoints, size_of
+from ganclean.training.recording import Recording
 from ganclean.training.state import TrainingState
 from ganclean.training.network import copied
 from ganclean.training.record import StepRecord
 from ganclean.training.schedule import scheduled_settings
 from ganclean.training.step import UPDATES, TrainingStep
-from ganclean.training.trajectory import FolderStore, MemoryStore, Trajectory
+from ganclean.training.store import FolderStore, MemoryStore
+from ganclean.training.tensorfile import content_hash
+from ganclean.training.trajectory import MEMORY_BUDGET, Trajectory
 
 Progress = Callable[[str, int, int], None]
 
@@ -65,9 +71,13 @@ class GANTrainer(BaseEstimator):
         averaged generator, which are less noisy. Buffers, such as running statistics, are not averaged.
     store : path, optional
         Folder that the trajectory is recorded into; default in memory.
-    checkpoint_every : int, default=1
+    checkpoint_every : int or "auto", default="auto"
         Keep every so many states of the traced part of the run; the others are recomputed when they are needed, at
-        one more training step each.
+        one more training step each. "auto" keeps all where `memory_budget` allows it, and else as many as it allows.
+    memory_budget : int, default=2**30
+        How many bytes the kept states and those recomputed in between may take together; with a folder, each of them,
+        on disk and in memory. Where states are large, recomputation takes up to five more training steps per traced
+        step to keep to it, and no more than that.
 
     Examples
     --------
@@ -93,7 +103,8 @@ class GANTrainer(BaseEstimator):
         conditional=False,
         ema_decay=None,
         store=None,
-        checkpoint_every=1,
+        checkpoint_every="auto",
+        memory_budget=MEMORY_BUDGET,
     ):
         self.loss = loss
         self.optimizer = optimizer
@@ -110,6 +121,7 @@ class GANTrainer(BaseEstimator):
         self.ema_decay = ema_decay
         self.store = store
         self.checkpoint_every = checkpoint_every
+        self.memory_budget = memory_budget
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -153,9 +165,14 @@ class GANTrainer(BaseEstimator):
         """Return what identifies a run: it must agree for a recorded trajectory to be used again."""
         _check_positive("n_epochs", self.n_epochs)
         _check_positive("n_critic", self.n_critic)
-        _check_positive("checkpoint_every", self.checkpoint_every)
+        _check_positive("memory_budget", self.memory_budget)
+        if self.checkpoint_every != "auto":
+            _check_positive("checkpoint_every", self.checkpoint_every, " or 'auto'")
         steps_per_epoch = -(-n_samples // self.batch_size_for(n_samples))
         state = step.initial_state()
+        players = (("generator", step.generator), ("discriminator", step.discriminator))
+        weights = {f"{player}.{name}": p for player, module in players for name, p in module.named_parameters()}
+        buffers = {f"{player}.{name}": b for player, module in players for name, b in module.named_buffers()}
         return {
             "version": __version__,
             "n_steps": steps_per_epoch * int(self.n_epochs),
@@ -167,6 +184,8 @@ class GANTrainer(BaseEstimator):
                 for name, p in params.items()
             },
             "modules": {"generator": repr(step.generator), "discriminator": repr(step.discriminator)},
+            "frozen": content_hash({name: p for name, p in weights.items() if not p.requires_grad}),
+            "initial": content_hash(weights | buffers),
             "settings": {
                 "loss": repr(step.loss),
                 "optimizer_generator": repr(step.optimizer_generator),
@@ -183,6 +202,17 @@ class GANTrainer(BaseEstimator):
             },
         }
 
+    def plan(self, step: TrainingStep, n_steps: int, start: int) -> CheckpointPlan:
+        """Return which states of a run of `n_steps` that is traced from step `start` on are kept."""
+        return plan_checkpoints(
+            self.checkpoint_every,
+            n_steps=n_steps,
+            start=start,
+            state_bytes=size_of(step.initial_state()),
+            memory_budget=self.memory_budget,
+            on_disk=self.store is not None,
+        )
+
     def record(
         self,
         step: TrainingStep,
@@ -193,7 +223,7 @@ class GANTrainer(BaseEstimator):
         random_state=None,
         progress: Progress | None = None,
     ) -> Trajectory:
-        """Train and return the trajectory.
+        """Train and return the trajectory; go on with a run that was interrupted, and leave a complete one as it is.
 
         Parameters
         ----------
@@ -213,24 +243,38 @@ class GANTrainer(BaseEstimator):
         ------
         NonFiniteError
             If training diverges; the message names the step.
+        TrajectoryError
+            If the folder to record into holds another run.
         """
-        trajectory = Trajectory(description, MemoryStore() if self.store is None else FolderStore(self.store))
-        trajectory.bind(step, source)
-        start = trajectory.start_of_last(traced_epochs)
-        state = step.initial_state()
-        trajectory.store.start(description, state)
-        for record in self.draw(step, source, random_state):
-            t = record.index + 1
-            state = step(state, step.drawn(record, source), source[record.indices])
-            kept = t >= start and (t - start) % self.checkpoint_every == 0
-            trajectory.store.append(record, state if kept or t == len(trajectory) else None)
-            if t % trajectory.steps_per_epoch == 0 and not _is_finite(state):
-                raise NonFiniteError(
-                    f"Training diverged: a parameter is NaN or infinite by step {t} of {len(trajectory)}. Lower the "
-                    "learning rate or choose another loss."
-                )
-            if progress is not None:
-                progress("training", t, len(trajectory))
+        seed = random_state if isinstance(random_state, Integral) else check_random_state(random_state).randint(2**31)
+        store = MemoryStore() if self.store is None else FolderStore(self.store)
+        description = {**description, "random_state": int(seed)}
+        trajectory = Trajectory(description, store, self.memory_budget).bind(step, source)
+        plan = self.plan(step, len(trajectory), trajectory.start_of_last(traced_epochs))
+        recording = Recording(trajectory, step.initial_state(), plan)
+        if recording.index == len(trajectory):
+            return trajectory
+        if self.checkpoint_every == "auto" and not plan.fits:
+            warnings.warn(
+                f"memory_budget={self.memory_budget} is too small to trace {plan.n_steps - plan.start} steps: even "
+                f"with few states kept and the others recomputed, it takes {plan.bytes_needed} bytes. Give as much to "
+                "GANTrainer(memory_budget=...), record into a folder (store=...), or trace fewer epochs.",
+                stacklevel=2,
+            )
+        state = recording.state
+        with recording:
+            for record in islice(self.draw(step, source, seed), recording.index, None):
+                t = record.index + 1
+                state = step(state, step.drawn(record, source), source[record.indices])
+                # Before it is recorded, so that a complete trajectory is never one that diverged.
+                if t % trajectory.steps_per_epoch == 0 and not _is_finite(state):
+                    raise NonFiniteError(
+                        f"Training diverged: a parameter is NaN or infinite by step {t} of {len(trajectory)}. Lower "
+                        "the learning rate or choose another loss."
+                    )
+                recording.add(record, state)
+                if progress is not None:
+                    progress("training", t, len(trajectory))
         return trajectory
 
     def draw(self, step: TrainingStep, source: DataSource, random_state=None) -> Iterator[StepRecord]:
@@ -275,9 +319,9 @@ class GANTrainer(BaseEstimator):
         return hashlib.blake2b(repr(self._schedules(step, n_steps)).encode(), digest_size=8).hexdigest()
 
 
-def _check_positive(name: str, value: Any) -> None:
+def _check_positive(name: str, value: Any, alternative: str = "") -> None:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer; got {value!r}.")
+        raise ValueError(f"{name} must be a positive integer{alternative}; got {value!r}.")
 
 
 def _is_finite(state: TrainingState) -> bool:

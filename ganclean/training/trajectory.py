@@ -1,27 +1,27 @@
-"""What happened at each step of a training run, in memory or in a folder."""
+"""What happened at each step of a training run, and the way back through it."""
 
 from __future__ import annotations
 
-import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ganclean.data import DataSource
-from ganclean.exceptions import TrajectoryError
-from ganclean.training.state import TrainingState, flatten_state, unflatten_state
+from ganclean.exceptions import ReplayMismatchError, TrajectoryError
+from ganclean.training.checkpoints import IN_USE, size_of, slots_for, stride
 from ganclean.training.record import StepRecord
+from ganclean.training.state import TrainingState, flatten_state
 from ganclean.training.step import TrainingStep
+from ganclean.training.store import FolderStore, MemoryStore
 
-FORMAT = 1
-DESCRIBED = {"n_steps", "steps_per_epoch", "data", "parameters", "modules", "settings"}
+# How far a recomputed state may be from the recorded one, relative to each tensor's largest magnitude.
+TOLERANCE = {torch.float64: 1e-7}
+TOLERANCE_OF_OTHER_TYPES = 1e-3
+MEMORY_BUDGET = 2**30
 
 
 class Trajectory:
@@ -37,6 +37,8 @@ class Trajectory:
         the fingerprint of the data.
     store : MemoryStore or FolderStore, optional
         Where steps and states are kept; default in memory.
+    memory_budget : int, default=2**30
+        How many bytes the states may take that `backwards` holds, and those that a store in memory keeps.
 
     Examples
     --------
@@ -51,9 +53,15 @@ class Trajectory:
     ['0.bias', '0.weight']
     """
 
-    def __init__(self, description: dict[str, Any], store: MemoryStore | FolderStore | None = None):
+    def __init__(
+        self,
+        description: dict[str, Any],
+        store: MemoryStore | FolderStore | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+    ):
         self.description = description
         self.store = MemoryStore() if store is None else store
+        self.memory_budget = memory_budget
         self._step: TrainingStep | None = None
         self._source: DataSource | None = None
 
@@ -67,7 +75,7 @@ class Trajectory:
             If the folder holds none, or one that was truncated by a crash.
         """
         store = FolderStore(folder)
-        trajectory = cls(store.read_manifest(), store)
+        trajectory = cls(store.description(), store)
         trajectory.check_complete()
         return trajectory
 
@@ -75,18 +83,18 @@ class Trajectory:
         return self.description["n_steps"]
 
     def __getitem__(self, index: int) -> StepRecord:
-        """Return what step `index` drew."""
+        """Return what step `index` drew; once networks and data are attached, with what its seed determines."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"step {index} of a trajectory of {len(self)} steps")
         record = self.store.record(index % len(self))
-        return record if self._step is None else self._step.drawn(record, self.source)
+        return record if self._step is None or self._source is None else self._step.drawn(record, self._source)
 
     @property
     def steps_per_epoch(self) -> int:
         """The number of steps in one pass over the data."""
         return self.description["steps_per_epoch"]
 
-    def bind(self, step: TrainingStep, source: DataSource) -> Trajectory:
+    def bind(self, step: TrainingStep, source: DataSource | None) -> Trajectory:
         """Attach the step and the data that states are recomputed with, and return self."""
         self._step, self._source = step, source
         self.store.device = next(step.generator.parameters()).device
@@ -106,7 +114,10 @@ class Trajectory:
     def source(self) -> DataSource:
         """The data that the run was trained on."""
         self.step  # noqa: B018 - raises where nothing is attached
-        assert self._source is not None
+        if self._source is None:
+            raise TrajectoryError(
+                "This trajectory knows no data yet. Pass it to GANInfluence.fit(X, trajectory=...), which attaches X."
+            )
         return self._source
 
     def start_of_last(self, epochs: int | None) -> int:
@@ -120,38 +131,69 @@ class Trajectory:
             )
         return max(0, len(self) - int(epochs) * self.steps_per_epoch)
 
+    def is_kept(self, index: int) -> bool:
+        """Return whether the state before step `index` is kept, so that it need not be recomputed."""
+        return self._kept_before(index) == index
+
     def state(self, index: int) -> TrainingState:
         """Return the state before step `index`; ``len(trajectory)`` is the end."""
         if not 0 <= index <= len(self):
             raise IndexError(f"state {index} of a trajectory of {len(self)} steps")
         kept = self._kept_before(index)
-        state = self.store.state(kept)
-        for t in range(kept, index):
-            state = self.replay(state, t)
-        return state
+        return self._replayed(self.store.state(kept), kept, index)
 
     def replay(self, state: TrainingState, index: int) -> TrainingState:
         """Return the state after step `index`, recomputed from the state before it."""
         record = self[index]
         return self.step(state, record, self.source[record.indices])
 
-    def backwards(self, start: int) -> Iterator[tuple[StepRecord, TrainingState, TrainingState]]:
-        """Yield (what a step drew, state before, state after) from the last step back to step `start`.
+    def backwards(
+        self, start: int, end: int | None = None, *, max_states: int | None = None
+    ) -> Iterator[tuple[StepRecord, TrainingState, TrainingState]]:
+        """Yield (what a step drew, state before, state after) from step `end` − 1 back to step `start`.
 
-        States that were not kept are recomputed segment by segment, so that at most one segment is in memory.
+        States that were not kept are recomputed, segment by segment between the kept ones. Where memory does not hold a
+        whole segment, some of its states are held, and the others recomputed from these when they are needed.
+
+        Parameters
+        ----------
+        start : int
+        end : int, optional
+            Default the end of the run.
+        max_states : int, optional
+            How many states to hold at a time, beyond those that a store in memory keeps; at least 4, and one more for a
+            caller who does not let go of the state after a step. Default what `memory_budget` has room for, though
+            enough for no step to be recomputed more than five times.
+
+        Raises
+        ------
+        ReplayMismatchError
+            If recomputation ends in another state than the kept one.
         """
-        end = len(self)
+        if max_states is not None and max_states <= IN_USE:
+            raise ValueError(f"max_states must be at least {IN_USE + 1}; got {max_states!r}.")
+        end = len(self) if end is None else end
         after = self.state(end)
+        to_be_checked = self.is_kept(end)
         while end > start:
-            begin = self._kept_before(end - 1)
-            states = [self.store.state(begin)]
-            for t in range(begin, end - 1):
-                states.append(self.replay(states[-1], t))
-            for t in range(end - 1, max(begin, start) - 1, -1):
-                before = states.pop()
-                yield self[t], before, after
-                after = before
-            end = max(begin, start)
+            begin = max(self._kept_before(end - 1), start)
+            slots = self._slots(end - begin, after, max_states)
+            held = [(begin, self.state(begin))]
+            while held:
+                t, state = held[-1]
+                while t < end - 1:
+                    ahead = t + stride(end - 1 - t, slots + 1 - len(held))
+                    state = self._replayed(state, t, ahead)
+                    t = ahead
+                    held.append((t, state))
+                if to_be_checked and t > begin:
+                    check_replay(after, self.replay(state, t), end)
+                to_be_checked = False
+                held.pop()
+                yield self[t], state, after
+                after, end = state, t
+                del state
+            to_be_checked = True
 
     def check_complete(self) -> None:
         """Raise `TrajectoryError` where a crash truncated the record."""
@@ -159,155 +201,91 @@ class Trajectory:
         if done < len(self):
             raise TrajectoryError(
                 f"The trajectory in {self.store} is truncated: {done} of {len(self)} steps are there, probably since "
-                "training was interrupted. Train again into a new folder."
+                "training was interrupted. To resume it, fit with the same GANTrainer(store=...), data and "
+                "random_state, without trajectory=."
             )
 
-    def check_matches(self, description: dict[str, Any]) -> None:
-        """Raise `TrajectoryError` where the record is of another model, other data or other training settings."""
+    def check_matches(self, description: dict[str, Any], *, same_run: bool = False) -> None:
+        """Raise `TrajectoryError` where the record is of another model, other data or other training settings.
+
+        Parameters
+        ----------
+        description : dict
+        same_run : bool, default=False
+            Whether the random numbers and the initial weights must agree too, as they must to go on with a run.
+        """
         reasons = {
             "parameters": "another model: the names or shapes of its parameters differ",
             "modules": "another model: its modules differ",
+            "frozen": "another model: the values of parameters that are not trained differ",
             "data": "other data: the content of X differs from what was trained on",
             "settings": "other training settings",
         }
+        advice = "Pass the networks, trainer and data that it was recorded with, or train anew."
+        if same_run:
+            reasons |= {
+                "random_state": "another random_state: None draws a new one in every fit, a number repeats it",
+                "initial": "other initial weights of the networks",
+            }
+            advice = (
+                f"Choose another folder than {self.store}, or give what this one was recorded with. To trace what it "
+                "holds, without training: GANInfluence.fit(X, trajectory=folder)."
+            )
         for key, reason in reasons.items():
-            recorded, expected = self.description[key], description[key]
+            recorded, expected = self.description.get(key), description.get(key)
             if recorded != expected:
                 difference = ""
-                if isinstance(recorded, dict):
+                if isinstance(recorded, dict) and isinstance(expected, dict):
                     names = sorted(k for k in {*recorded, *expected} if recorded.get(k) != expected.get(k))
                     difference = f" ({names[0]}: recorded {recorded.get(names[0])}, given {expected.get(names[0])})"
-                raise TrajectoryError(
-                    f"The trajectory is of {reason}{difference}. Pass the networks, trainer and data that it was "
-                    "recorded with, or train anew."
-                )
+                raise TrajectoryError(f"The trajectory is of {reason}{difference}. {advice}")
 
     def _kept_before(self, index: int) -> int:
-        for kept in range(index, -1, -1):
-            if self.store.has_state(kept):
-                return kept
-        raise TrajectoryError(
-            f"The trajectory in {self.store} is damaged: its first state is missing. Train again into a new folder."
+        kept = self.store.kept()
+        place = bisect_right(kept, index) - 1
+        if place < 0:
+            raise TrajectoryError(
+                f"The trajectory in {self.store} is damaged: its first state is missing. Train again into a new folder."
+            )
+        return kept[place]
+
+    def _replayed(self, state: TrainingState, index: int, end: int) -> TrainingState:
+        for t in range(index, end):
+            state = self.replay(state, t)
+        return state
+
+    def _slots(self, length: int, state: TrainingState, max_states: int | None) -> int:
+        """Return how many recomputed states to hold in a segment of so many steps."""
+        if max_states is not None:
+            return min(length - 1, max_states - IN_USE)
+        in_memory = 0 if self.store.on_disk else len(self.store.kept()) - 1
+        return slots_for(length, self.memory_budget // max(size_of(state), 1) - in_memory)
+
+
+def check_replay(recorded: TrainingState, replayed: TrainingState, index: int) -> None:
+    """Raise `ReplayMismatchError` where the recomputed state before step `index` is not the recorded one."""
+    expected, found = flatten_state(recorded), flatten_state(replayed)
+    deviations = {path: _deviation(tensor, found[path]) for path, tensor in expected.items()}
+    wrong = [path for path, deviation in deviations.items() if not deviation <= _tolerance(expected[path])]
+    if wrong:
+        worst = max(wrong, key=lambda path: deviations[path] / _tolerance(expected[path]))
+        raise ReplayMismatchError(
+            f"Recomputing the steps up to step {index} did not lead to the recorded state: {worst} deviates by "
+            f"{deviations[worst]:.1e} of its largest magnitude, {_tolerance(expected[worst]):.0e} is allowed. Either "
+            "an operation is not deterministic (see torch.use_deterministic_algorithms), or the machine or the "
+            "versions are not those of the recording. Keep more states (a smaller checkpoint_every, 1 for all), so "
+            "that fewer are recomputed, or train anew here."
         )
 
 
-class MemoryStore:
-    """Keeps steps and states as the tensors they are."""
-
-    def __init__(self) -> None:
-        self.device: torch.device | str = "cpu"
-        self._records: list[StepRecord] = []
-        self._states: dict[int, TrainingState] = {}
-
-    def __repr__(self) -> str:
-        return "memory"
-
-    def start(self, description: dict[str, Any], state: TrainingState) -> None:
-        self._states[0] = state
-
-    def append(self, record: StepRecord, state: TrainingState | None) -> None:
-        self._records.append(record)
-        if state is not None:
-            self._states[record.index + 1] = state
-
-    def n_steps(self) -> int:
-        return len(self._records)
-
-    def record(self, index: int) -> StepRecord:
-        return self._records[index]
-
-    def has_state(self, index: int) -> bool:
-        return index in self._states
-
-    def state(self, index: int) -> TrainingState:
-        return self._states[index]
+def _deviation(expected: torch.Tensor, found: torch.Tensor) -> float:
+    if expected.shape != found.shape:
+        return float("inf")
+    if torch.equal(expected, found):
+        return 0.0
+    difference = (found.double() - expected.double()).abs().max()
+    return float(difference / expected.double().abs().max())
 
 
-class FolderStore:
-    """Keeps steps and states in safetensors files, each written atomically.
-
-    ``manifest.json`` says what the run was, ``state-00000042.safetensors`` is the state before step 42 and
-    ``step-00000042.safetensors`` what that step drew. A step's file is written after the state that it led to, so that
-    a step whose file is there is complete.
-    """
-
-    def __init__(self, folder: str | os.PathLike, device: torch.device | str = "cpu"):
-        self.folder = Path(folder)
-        self.device = device
-
-    def __repr__(self) -> str:
-        return str(self.folder)
-
-    def start(self, description: dict[str, Any], state: TrainingState) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / "manifest.json").exists():
-            raise TrajectoryError(
-                f"The folder {self.folder} holds a recorded trajectory already, and it is not overwritten. Choose "
-                "another folder, delete this one, or reuse it: GANInfluence.fit(X, trajectory=folder)."
-            )
-        self._save(self._path("state", 0), flatten_state(state))
-        manifest = self.folder / "manifest.json"
-        unfinished = manifest.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps({"format": FORMAT, **description}, indent=1))
-        os.replace(unfinished, manifest)
-
-    def append(self, record: StepRecord, state: TrainingState | None) -> None:
-        if state is not None:
-            self._save(self._path("state", record.index + 1), flatten_state(state))
-        tensors = {"indices": record.indices, "latents_d": record.latents_d, "seed": torch.tensor(record.seed)}
-        if record.latents_g is not record.latents_d:
-            tensors["latents_g"] = record.latents_g
-        self._save(self._path("step", record.index), tensors)
-
-    def read_manifest(self) -> dict[str, Any]:
-        try:
-            description = json.loads((self.folder / "manifest.json").read_text())
-            version = description.pop("format")
-            if version == FORMAT and not description.keys() >= DESCRIBED:
-                raise KeyError(*sorted(DESCRIBED - description.keys()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TrajectoryError(
-                f"The folder {self.folder} holds no recorded trajectory ({error}). Expected a folder that "
-                "GANTrainer(store=...) wrote."
-            ) from error
-        if version != FORMAT:
-            raise TrajectoryError(f"The trajectory in {self.folder} has a format that this version does not read.")
-        return description
-
-    def n_steps(self) -> int:
-        done = 0
-        while self._path("step", done).exists():
-            done += 1
-        return done
-
-    def record(self, index: int) -> StepRecord:
-        tensors = self._load(self._path("step", index))
-        latents = tensors["latents_d"]
-        return StepRecord(index, tensors["indices"], latents, tensors.get("latents_g", latents), int(tensors["seed"]))
-
-    def has_state(self, index: int) -> bool:
-        return self._path("state", index).exists()
-
-    def state(self, index: int) -> TrainingState:
-        return unflatten_state(self._load(self._path("state", index)))
-
-    def _path(self, kind: str, index: int) -> Path:
-        return self.folder / f"{kind}-{index:08d}.safetensors"
-
-    def _save(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        unfinished = path.with_suffix(".unfinished")
-        # Clones, since parameters can be views of one vector, which the format does not allow. It does not keep the
-        # order either, which vectors of all parameters depend on.
-        clones = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-        save_file(clones, unfinished, metadata={"order": json.dumps(list(clones))})
-        os.replace(unfinished, path)
-
-    def _load(self, path: Path) -> dict[str, Tensor]:
-        try:
-            with safe_open(path, framework="pt", device=str(self.device)) as file:
-                return {name: file.get_tensor(name) for name in json.loads(file.metadata()["order"])}
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise TrajectoryError(
-                f"The trajectory in {self.folder} is damaged: {path.name} cannot be read ({error}). Train again into a "
-                "new folder."
-            ) from error
+def _tolerance(tensor: torch.Tensor) -> float:
+    return TOLERANCE.get(tensor.dtype, TOLERANCE_OF_OTHER_TYPES)
