@@ -2,7 +2,8 @@
 
 from ganclean._version import __version__
 from ganclean.cleansing import CleansedEstimator, GANInfluence
+from ganclean.training.recorder import Recorder
 from ganclean.training.trainer import GANTrainer
 from ganclean.training.trajectory import Trajectory
 
-__all__ = ["CleansedEstimator", "GANInfluence", "GANTrainer", "Trajectory", "__version__"]
+__all__ = ["CleansedEstimator", "GANInfluence", "GANTrainer", "Recorder", "Trajectory", "__version__"]

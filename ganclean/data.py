@@ -89,6 +89,35 @@ class DataSource:
         return DataSource(self.data, dtype, device, self.labels)
 
 
+class Indexed(Dataset):
+    """A map-style Dataset whose items bring their row number along, as the last entry.
+
+    Parameters
+    ----------
+    dataset : map-style Dataset, Tensor or array-like
+        An item that is a tuple keeps its entries, ``(x, y)`` becoming ``(x, y, row)``; any other becomes ``(x, row)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ganclean.data import Indexed
+    >>> loader = torch.utils.data.DataLoader(Indexed(torch.zeros(4, 2)), batch_size=4)
+    >>> x, index = next(iter(loader))
+    >>> x.shape, index
+    (torch.Size([4, 2]), tensor([0, 1, 2, 3]))
+    """
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> tuple:
+        item = self.dataset[row]
+        return (*item, row) if isinstance(item, (tuple, list)) else (item, row)
+
+
 def as_source(data: Any) -> DataSource:
     """Return `data` as a `DataSource`."""
     return data if isinstance(data, DataSource) else DataSource(data)
@@ -109,6 +138,12 @@ def fingerprint(data: Any) -> str:
         digest.update(f"{values.dtype}{values.shape}".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()
+
+
+def batch_hash(samples: Tensor) -> str:
+    """Return a short hash of a batch, equal for the same values in single and in double precision."""
+    values = samples.detach().cpu().float().contiguous()
+    return hashlib.blake2b(f"{tuple(values.shape)}".encode() + values.numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def finite_batches(source: DataSource) -> Iterator[Tensor]:

@@ -7,18 +7,14 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from ganclean import GANInfluence, GANTrainer, Trajectory
 from ganclean.backends import ITD
 from ganclean.exceptions import MetricError, MissingExtraError, NonFiniteError
-from ganclean.metrics import FID, AverageLogLikelihood, FunctionMetric, InceptionScore, SampleMean
-from ganclean.networks import ConvGenerator, ImageClassifier
+from ganclean.metrics import FID, AverageLogLikelihood, FunctionMetric, SampleMean
 from ganclean.optim import SGD, Adam
 from tests.reference.finite_differences import metric_values
 from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks
-
-IMAGES = np.tanh(np.random.default_rng(1).normal(size=(20, 1, 8, 8))).astype(np.float32)
 
 
 def test_the_fitted_attributes_have_the_promised_shapes_and_types(cleaner):
@@ -119,73 +115,6 @@ def test_an_unknown_metric_is_refused(X):
 def test_a_metric_that_does_not_depend_on_the_generator_is_refused(X):
     with pytest.raises(MetricError, match="does not depend on the generator"):
         toy_cleaner(metric=FunctionMetric(lambda samples: samples.new_ones(()))).fit(X)
-
-
-class Items(Dataset):
-    def __init__(self, values):
-        self.values = values
-
-    def __len__(self):
-        return len(self.values)
-
-    def __getitem__(self, index):
-        return {"instance": torch.from_numpy(self.values[index]), "label": index}
-
-
-CONTAINERS = {
-    "array": np.asarray,
-    "array in Fortran order": np.asfortranarray,
-    "list": np.ndarray.tolist,
-    "tensor": lambda X: torch.from_numpy(X.copy()),
-    "TensorDataset": lambda X: TensorDataset(torch.from_numpy(X.copy())),
-    "Dataset of dicts": lambda X: Items(X.copy()),
-    "DataFrame": lambda X: pd.DataFrame(X, columns=["a", "b"], index=range(100, 100 + len(X))),
-}
-
-
-@pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
-def test_any_container_gives_the_same_influences_and_comes_back_as_it_was(container, X, cleaner):
-    data = container(X)
-    other = toy_cleaner().fit(data)
-    assert np.array_equal(other.influence_, cleaner.influence_)
-    cleaned = other.transform(data)
-    if isinstance(data, Dataset):
-        assert isinstance(cleaned, Subset) and cleaned.dataset is data
-        assert list(cleaned.indices) == cleaner.sample_indices_.tolist()
-    else:
-        assert type(cleaned) is type(data)
-        assert np.array_equal(np.asarray(cleaned), X[cleaner.support_])
-    if isinstance(data, pd.DataFrame):
-        assert list(other.feature_names_in_) == ["a", "b"]
-        assert cleaned.index.tolist() == (100 + cleaner.sample_indices_).tolist()
-
-
-def test_the_training_data_are_recognised_by_content_in_another_container(cleaner, X):
-    kept = X[cleaner.support_]
-    assert np.array_equal(cleaner.transform(X.copy()), kept)
-    assert np.array_equal(cleaner.transform(torch.from_numpy(X.copy())).numpy(), kept)
-    assert np.array_equal(cleaner.transform(pd.DataFrame(X)).to_numpy(), kept)
-
-
-def test_other_data_lose_what_scores_above_the_threshold(cleaner, X):
-    new = np.random.default_rng(5).normal(size=(300, 2))
-    scores = cleaner.score_samples(new)
-    expected = new[scores <= cleaner.threshold_]
-    assert scores.shape == (300,) and scores.dtype == np.float64
-    assert 0 < len(expected) < 300
-    assert np.array_equal(cleaner.transform(new), expected)
-    assert torch.equal(cleaner.transform(torch.from_numpy(new)), torch.from_numpy(expected))
-    shuffled = X[::-1].copy()
-    assert np.array_equal(cleaner.transform(shuffled), shuffled[cleaner.score_samples(shuffled) <= cleaner.threshold_])
-
-
-def test_scores_of_new_data_do_not_depend_on_their_company_or_container(cleaner):
-    new = np.random.default_rng(5).normal(size=(9, 2))
-    scores = cleaner.score_samples(new)
-    for container in CONTAINERS.values():
-        np.testing.assert_allclose(cleaner.score_samples(container(new[4:5])), scores[4:5], rtol=1e-9)
-    np.testing.assert_allclose(cleaner.score_samples(Items(new)), scores, rtol=1e-12)
-    np.testing.assert_allclose(cleaner.score_samples(torch.from_numpy(new)), scores, rtol=1e-12)
 
 
 def test_scores_agree_with_the_harmfulness_of_the_training_data_in_scale_and_order(X):
@@ -325,67 +254,6 @@ def test_the_cost_estimate_does_not_fit(X):
     assert not hasattr(cleaner, "influence_")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
-def test_data_that_are_not_finite_are_refused(container, value):
-    X = toy_data()
-    X[5, 1] = value
-    with pytest.raises(ValueError, match=r"(?i)input X contains (NaN|infinity)"):
-        toy_cleaner().fit(container(X))
-
-
-def test_a_reference_that_is_not_finite_is_refused(X):
-    bad = np.full((4, 2), np.nan)
-    for reference in (bad, torch.from_numpy(bad), TensorDataset(torch.from_numpy(bad))):
-        with pytest.raises(ValueError, match=r"(?i)contains (NaN|infinity)"):
-            toy_cleaner().fit(X, X_val=reference)
-
-
-def test_new_data_that_are_not_finite_are_refused(cleaner):
-    bad = np.full((4, 2), np.nan)
-    for new in (bad, torch.from_numpy(bad), TensorDataset(torch.from_numpy(bad))):
-        with pytest.raises(ValueError, match=r"(?i)contains (NaN|infinity)"):
-            cleaner.score_samples(new)
-        with pytest.raises(ValueError, match=r"(?i)contains (NaN|infinity)"):
-            cleaner.transform(new)
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(torch.zeros(9, 2))
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (np.zeros((1, 2)), "minimum of 2 is required"),
-        (np.zeros(5), "Expected 2D array, got 1D array"),
-        (torch.zeros(1, 2), r"shape \(n_samples, ...\) with at least 2 instances; got \(1, 2\)"),
-        (torch.zeros(5), r"shape \(n_samples, ...\) with at least 2 instances; got \(5,\)"),
-        (TensorDataset(torch.zeros(1, 2)), "A Dataset must be map-style and hold at least 2 instances"),
-        (Stream(), "A Dataset must be map-style and hold at least 2 instances"),
-        (np.array([["a", "b"]] * 4), "could not convert string to float|dtype='numeric' is not compatible"),
-    ],
-    ids=["one row", "vector", "one row of a tensor", "vector of a tensor", "one item", "stream", "strings"],
-)
-def test_data_that_cannot_be_trained_on_are_refused(data, message):
-    with pytest.raises(ValueError, match=message):
-        toy_cleaner().fit(data)
-
-
-@pytest.mark.parametrize("container", [np.asarray, torch.from_numpy, lambda x: TensorDataset(torch.from_numpy(x))])
-def test_instances_of_another_shape_are_refused_after_fit(container, cleaner):
-    other = container(np.zeros((4, 3)))
-    for call in (cleaner.score_samples, cleaner.transform, cleaner.score):
-        with pytest.raises(ValueError, match=r"3 features, but GANInfluence is expecting 2|shape \(3,\), but fit was"):
-            call(other)
-
-
-def test_a_reference_of_another_shape_is_refused(X):
-    with pytest.raises(ValueError, match=r"3 features, but GANInfluence is expecting 2|shape \(3,\), but fit was"):
-        toy_cleaner().fit(X, X_val=np.zeros((4, 3)))
-
-
 def test_progress_is_shown_on_request(capsys, X):
     toy_cleaner().set_params(verbose=True).fit(X)
     shown = capsys.readouterr().out
@@ -414,52 +282,6 @@ def test_metasmoothness_is_not_available(cleaner):
 def test_a_trainer_of_another_kind_is_refused(X):
     with pytest.raises(ValueError, match="trainer must be a GANTrainer or None; got 'fast'"):
         toy_cleaner().set_params(trainer="fast").fit(X)
-
-
-@pytest.fixture(scope="module")
-def image_cleaner():
-    torch.manual_seed(0)
-    classifier = ImageClassifier((1, 8, 8), n_classes=4)
-    trainer = GANTrainer(n_epochs=2, batch_size=10, ema_decay=0.9)
-    metric = {"fid": FID(classifier.features), "is": InceptionScore(classifier)}
-    return GANInfluence(trainer=trainer, metric=metric, n_remove=0.2, random_state=0).fit(IMAGES)
-
-
-def test_images_are_cleansed_in_their_shape(image_cleaner):
-    assert isinstance(image_cleaner.generator_, ConvGenerator)
-    assert image_cleaner.transform(IMAGES).shape == (16, 1, 8, 8)
-    assert image_cleaner.transform(IMAGES).dtype == np.float32
-    assert image_cleaner.transform(torch.from_numpy(IMAGES)).shape == (16, 1, 8, 8)
-    assert image_cleaner.score_samples(IMAGES[:3]).shape == (3,)
-    assert image_cleaner.sample(2)[0].shape == (2, 1, 8, 8)
-    assert image_cleaner.n_features_in_ == 64
-    assert all(np.isfinite(influence).all() for influence in image_cleaner.influences_.values())
-
-
-def test_images_of_another_size_are_refused_after_fit(image_cleaner):
-    for other in (np.zeros((4, 1, 8, 4)), np.zeros((4, 3, 8, 8)), torch.zeros(4, 1, 4, 4)):
-        with pytest.raises(ValueError, match=r"X has instances of shape .*, but fit was called with shape \(1, 8, 8\)"):
-            image_cleaner.score_samples(other)
-
-
-def test_flattened_images_are_not_taken_for_the_images(image_cleaner):
-    with pytest.raises(ValueError, match=r"shape \(64,\), but fit was called with shape \(1, 8, 8\)"):
-        image_cleaner.transform(IMAGES.reshape(20, 64))
-
-
-@pytest.mark.parametrize("second", [torch.from_numpy, lambda X: TensorDataset(torch.from_numpy(X)), np.asarray])
-def test_fitting_again_forgets_the_names_of_the_features(second, X):
-    cleaner = toy_cleaner(n_epochs=1).fit(pd.DataFrame(X, columns=["a", "b"])).fit(second(X.copy()))
-    assert not hasattr(cleaner, "feature_names_in_")
-
-
-def test_fitting_images_after_vectors_forgets_the_vectors(X):
-    trainer = GANTrainer(n_epochs=1, batch_size=10)
-    cleaner = GANInfluence(trainer=trainer, metric=FID("pixels", n_samples=20), random_state=0)
-    cleaner.fit(pd.DataFrame(X, columns=["a", "b"])).fit(IMAGES)
-    assert cleaner.transform(IMAGES).shape == (19, 1, 8, 8)
-    assert cleaner.n_features_in_ == 64
-    assert not hasattr(cleaner, "feature_names_in_")
 
 
 def test_the_page_of_the_public_face_runs(X):

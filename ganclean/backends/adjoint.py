@@ -12,7 +12,7 @@ from torch.autograd import grad
 
 from ganclean.training.state import Tensors, TrainingState, ravel, unravel
 from ganclean.training.record import StepRecord
-from ganclean.training.step import TrainingStep, gradient_of, is_shared
+from ganclean.training.step import TrainingStep, gradient_of, is_shared, shifted
 
 
 class StepAdjoint(NamedTuple):
@@ -132,6 +132,8 @@ def secant_adjoint(
     discriminator's loss does not depend on the sign and is shared. Both signs see the step's own randomness. Parameters
     and result as in `exact_adjoint`.
     """
+    # The shift is a constant, through which cotangents pass as they are.
+    state = shifted(state, record)
     generator, discriminator = step.players
     theta_g, start_g = _leaves(state.generator), _leaves(generator.trace(state.buffers_generator))
     with torch.enable_grad():

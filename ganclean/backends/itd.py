@@ -6,14 +6,16 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from torch import Tensor
 
 from ganclean.backends.adjoint import Adjoint, Secant, StepAdjoint, exact_adjoint, secant_adjoint, secant_width
 from ganclean.backends.base import InfluenceBackend
+from ganclean.backends.calibration import best_width, calibrate_width
 from ganclean.backends.resumable import Reached, progress_key
 from ganclean.exceptions import NonFiniteError
 from ganclean.training.state import TrainingState, ravel, unravel
@@ -41,12 +43,35 @@ class ITD(InfluenceBackend):
     derivative : {"secant", "exact"}, default="secant"
         "exact" is `torch.func.vjp` of the step. "secant" takes central differences of first gradients instead: it is
         cheaper, needs no second derivative of the networks, and predicts better where they have kinks (ReLU).
-    delta : float, default=1e-2
-        Relative width of the secant, δ = ε‖v‖/‖θ‖: about the size of the change that a removal makes.
+    delta : float or "auto", default=1e-2
+        Relative width of the secant, δ = ε‖v‖/‖θ‖: about the size of the change that a removal makes. "auto" takes the
+        one of four that best predicts the removal of ten random groups of 5%, really replayed over one epoch.
+    n_perturbations : int, default=0
+        Average each secant over so many draws of noise in the parameters, at as many times the cost; 0 adds none. It
+        smooths kinks further.
+    perturbation : float, default=0.05
+        Standard deviation of that noise, relative to the mean magnitude of each tensor.
+    max_growth : float, default=1e6
+        Stop where the adjoint has grown by more than this factor: training is then too rough to be traced so far back.
 
     Attributes
     ----------
     influences_ : dict of str to ndarray of shape (n_samples,), float64
+    delta_ : float
+        The width of the secant.
+    calibration_ : dict of float to float
+        With ``delta="auto"``, the correlation of predicted and true changes for each width that was tried.
+    growth_ : dict of str to float
+        By which factor each metric's adjoint has grown, at most.
+    deviation_ : float
+        The self-check: how far the secant of the first traced step is from the exact derivative, relative to the latter
+        (of the instances' contributions, in the Euclidean norm). Large where networks have kinks, of which the exact
+        derivative knows nothing. NaN where there is no exact one.
+
+    Raises
+    ------
+    NonFiniteError
+        If an adjoint becomes NaN, infinite, or larger than `max_growth` allows.
 
     References
     ----------
@@ -68,26 +93,43 @@ class ITD(InfluenceBackend):
     True
     """
 
-    def __init__(self, last_epochs=None, derivative="secant", delta=1e-2):
+    def __init__(
+        self,
+        last_epochs=None,
+        derivative="secant",
+        delta=1e-2,
+        n_perturbations=0,
+        perturbation=0.05,
+        max_growth=1e6,
+    ):
         self.last_epochs = last_epochs
         self.derivative = derivative
         self.delta = delta
+        self.n_perturbations = n_perturbations
+        self.perturbation = perturbation
+        self.max_growth = max_growth
 
     def traced_epochs(self):
         return self.last_epochs
 
     def fit(self, trajectory, gradients, progress=None):
         start = trajectory.start_of_last(self.last_epochs)
+        self._check_parameters()
+        self.delta_ = self._width(trajectory, gradients)
         key = progress_key(self, start, gradients)
         reached = Reached.load(trajectory, key) or Reached.beginning(trajectory, gradients)
+        self.growth_ = dict(reached.notes.get("growth", {}))
+        self.deviation_ = reached.notes.get("deviation", math.nan)
         saved = time.monotonic()
         try:
-            for record, _, adjoints in self._trace(trajectory, reached.cotangents, reached.end):
+            for record, _, adjoints in self._trace(trajectory, gradients, reached):
                 influences = {
                     name: _subtracted(reached.influences[name], record.indices, one.weights)
                     for name, one in adjoints.items()
                 }
-                reached = Reached(record.index, {name: one.cotangent for name, one in adjoints.items()}, influences)
+                cotangents = {name: one.cotangent for name, one in adjoints.items()}
+                notes = {"growth": dict(self.growth_), "deviation": self.deviation_}
+                reached = Reached(record.index, cotangents, influences, notes)
                 if trajectory.is_kept(record.index) and time.monotonic() - saved >= SECONDS_BETWEEN_SAVES:
                     reached.save(trajectory, key)
                     saved = time.monotonic()
@@ -101,11 +143,12 @@ class ITD(InfluenceBackend):
         return self
 
     def score_samples(self, trajectory, gradient, samples):
+        name = "score_samples"
         start = trajectory.start_of_last(self.last_epochs)
         n_steps = len(trajectory) - start
         total, draws = np.zeros(len(samples)), 0
-        for record, state, adjoints in self._trace(trajectory, {"": gradient}):
-            score = self._outsider(trajectory.step, state, record, adjoints[""])
+        for record, state, adjoints in self._trace(trajectory, {name: gradient}):
+            score = self._outsider(trajectory.step, state, record, adjoints[name])
             chunks = [score(x, y) for x, y in samples.labelled_batches(max(len(record.indices), 256))]
             total -= torch.cat(chunks).double().cpu().numpy()
             draws += len(record.indices)
@@ -115,36 +158,69 @@ class ITD(InfluenceBackend):
 
     def probe(self, step: TrainingStep, state: TrainingState, record: StepRecord, real: Tensor) -> None:
         """Trace one step, with its own new state as cotangent, to find out whether the networks allow it."""
+        self._check_parameters()
         after = step(state, record, real)
-        self._adjoint()(step, state, after, record, real, [step.differentiable(after)])
+        self._adjoint(1e-2)(step, state, after, record, real, [step.differentiable(after)])
 
-    def _adjoint(self) -> Adjoint:
+    def _check_parameters(self) -> None:
         if self.derivative not in DERIVATIVES:
             raise ValueError(f"derivative must be one of {list(DERIVATIVES)}; got {self.derivative!r}.")
+        if self.delta != "auto" and not _is_positive(self.delta):
+            raise ValueError(f"delta must be a positive number or 'auto'; got {self.delta!r}.")
+        if not isinstance(self.n_perturbations, Integral) or self.n_perturbations < 0:
+            raise ValueError(f"n_perturbations must be an integer from 0; got {self.n_perturbations!r}.")
+        for name in ("perturbation", "max_growth"):
+            if not _is_positive(getattr(self, name)):
+                raise ValueError(f"{name} must be a positive number; got {getattr(self, name)!r}.")
+
+    def _width(self, trajectory: Trajectory, gradients: Mapping[str, TrainingState]) -> float:
+        if self.derivative == "exact" or self.delta != "auto":
+            return float("nan") if self.derivative == "exact" else float(self.delta)
+
+        def influences_at(width: float) -> Mapping[str, np.ndarray]:
+            return clone(self).set_params(delta=width, last_epochs=1).fit(trajectory, gradients).influences_
+
+        self.calibration_ = calibrate_width(influences_at, trajectory, gradients, last_epochs=1)
+        return best_width(self.calibration_)
+
+    def _adjoint(self, delta: float) -> Adjoint:
         if self.derivative == "exact":
             return exact_adjoint
-        if self.delta == "auto":
-            raise ValueError("delta='auto' is not available in this version; give a number such as 1e-2, the default.")
-        if not isinstance(self.delta, Real) or not 0 < float(self.delta) < math.inf:
-            raise ValueError(f"delta must be a positive number; got {self.delta!r}.")
-        return partial(secant_adjoint, secant=Secant(float(self.delta)))
+        secant = Secant(delta, n_perturbations=int(self.n_perturbations), perturbation=float(self.perturbation))
+        return partial(secant_adjoint, secant=secant)
 
     def _trace(
-        self, trajectory: Trajectory, cotangents: Mapping[str, TrainingState], end: int | None = None
+        self, trajectory: Trajectory, gradients: Mapping[str, TrainingState], reached: Reached | None = None
     ) -> Iterator[tuple[StepRecord, TrainingState, dict[str, StepAdjoint]]]:
-        """Yield each traced step with the adjoints of all metrics, from the one before state `end` to the first."""
-        adjoint, step, source = self._adjoint(), trajectory.step, trajectory.source
-        cotangents = dict(cotangents)
+        """Yield each traced step with the adjoints of all metrics, from the last one not yet traced to the first."""
+        adjoint, step, source = self._adjoint(self.delta_), trajectory.step, trajectory.source
+        sizes = {name: _size(gradient) for name, gradient in gradients.items()}
+        cotangents = dict(gradients if reached is None else reached.cotangents)
+        end = None if reached is None else reached.end
         for record, before, after in trajectory.backwards(trajectory.start_of_last(self.last_epochs), end):
-            real = source[record.indices]
-            pulled = adjoint(step, before, after, record, real, list(cotangents.values()))
+            args = step, before, after, record, source[record.indices]
+            pulled = adjoint(*args, list(cotangents.values()))
             adjoints = dict(zip(cotangents, pulled))
+            if self.derivative == "secant" and math.isnan(self.deviation_):
+                self.deviation_ = _deviation(args, cotangents, adjoints)
             for name, one in adjoints.items():
-                _check_finite(name, one, record.index, len(trajectory))
+                growth = _size(one.cotangent) / sizes[name]
+                self._check_growth(name, growth, one, record.index, len(trajectory))
+                self.growth_[name] = max(self.growth_.get(name, 1.0), growth)
                 cotangents[name] = one.cotangent
             # Memory holds what was recomputed; this one is not needed any more.
-            del after
+            del after, args
             yield record, before, adjoints
+
+    def _check_growth(self, name: str, growth: float, adjoint: StepAdjoint, index: int, n_steps: int) -> None:
+        if math.isfinite(growth + float(adjoint.weights.sum())) and growth <= self.max_growth:
+            return
+        became = f"grew {growth:.1e}-fold" if math.isfinite(growth) else "became NaN or infinite"
+        raise NonFiniteError(
+            f"The adjoint of the metric {name!r} {became} until step {index} of {n_steps}: training is too rough there "
+            "to be traced further back, and influences would be noise. Trace fewer epochs (ITD(last_epochs=...)), widen "
+            "the secant (delta=3e-2, or 'auto'), choose smooth activations such as SiLU, or lower the learning rate."
+        )
 
     def _outsider(
         self, step: TrainingStep, state: TrainingState, record: StepRecord, adjoint: StepAdjoint
@@ -161,7 +237,7 @@ class ITD(InfluenceBackend):
         if self.derivative == "exact":
             return lambda x, y: torch.func.jvp(lambda p: terms(p, x, y, True), (theta,), (push,))[1] / n
         flat, v = ravel(theta), ravel(push)
-        width = secant_width(flat, v, self.delta)
+        width = secant_width(flat, v, self.delta_)
         if not width:
             return lambda x, y: x.new_zeros(len(x))
         plus, minus = (unravel(flat + sign * width * v, theta) for sign in (1, -1))
@@ -175,12 +251,24 @@ def _subtracted(influence: np.ndarray, rows: Tensor, weights: Tensor) -> np.ndar
     return influence
 
 
-def _check_finite(name: str, adjoint: StepAdjoint, index: int, n_steps: int) -> None:
-    cotangent = adjoint.cotangent
-    total = sum(ravel(params).sum() for params in (cotangent.generator, cotangent.discriminator))
-    if not torch.isfinite(total + adjoint.weights.sum()):
-        raise NonFiniteError(
-            f"The adjoint of the metric {name!r} became NaN or infinite at step {index} of {n_steps}: training is too "
-            "rough there to be traced further back. Trace fewer epochs (ITD(last_epochs=...)), choose smooth "
-            "activations such as SiLU, or lower the learning rate."
-        )
+def _size(cotangent: TrainingState) -> float:
+    """Return the Euclidean norm of a cotangent in the parameters and the average."""
+    parts = (cotangent.generator, cotangent.discriminator, cotangent.average)
+    return math.sqrt(sum(float(ravel(part).double().square().sum()) for part in parts if part))
+
+
+def _deviation(args: tuple, cotangents: Mapping[str, TrainingState], adjoints: Mapping[str, StepAdjoint]) -> float:
+    """Return how far the secant's contributions of the instances are from the exact ones; NaN where there are none."""
+    if not any(bool(one.weights.any()) for one in adjoints.values()):
+        return math.nan
+    try:
+        exact = exact_adjoint(*args, list(cotangents.values()))
+    except (RuntimeError, NotImplementedError):
+        return math.nan
+    expected = torch.cat([one.weights for one in exact])
+    found = torch.cat([one.weights for one in adjoints.values()])
+    return float((found - expected).norm() / expected.norm())
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf

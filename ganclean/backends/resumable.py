@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,17 +26,20 @@ class Reached(NamedTuple):
         Of each metric, in the state after them.
     influences : dict of str to ndarray of shape (n_samples,), float64
         What the traced steps have added up to.
+    notes : dict
+        What else was found out on the way: numbers by name, in dicts perhaps.
     """
 
     end: int
     cotangents: dict[str, TrainingState]
     influences: dict[str, np.ndarray]
+    notes: Mapping[str, Any]
 
     @classmethod
     def beginning(cls, trajectory: Trajectory, gradients: Mapping[str, TrainingState]) -> Reached:
         """Return where a backward pass begins."""
         influences = {name: np.zeros(len(trajectory.source)) for name in gradients}
-        return cls(len(trajectory), dict(gradients), influences)
+        return cls(len(trajectory), dict(gradients), influences, {})
 
     @classmethod
     def load(cls, trajectory: Trajectory, key: str) -> Reached | None:
@@ -52,7 +55,7 @@ class Reached(NamedTuple):
             cotangents[name] = unflatten_state(
                 {path.removeprefix(prefix): tensor for path, tensor in tensors.items() if path.startswith(prefix)}
             )
-        return cls(metadata["end"], cotangents, influences)
+        return cls(metadata["end"], cotangents, influences, metadata["notes"])
 
     def save(self, trajectory: Trajectory, key: str) -> None:
         """Save it under a key."""
@@ -61,7 +64,8 @@ class Reached(NamedTuple):
             tensors[f"{number}/influence"] = torch.from_numpy(self.influences[name])
             for path, tensor in flatten_state(cotangent).items():
                 tensors[f"{number}/cotangent/{path}"] = tensor
-        trajectory.store.save_progress(key, tensors, {"end": self.end, "metrics": list(self.cotangents)})
+        metadata = {"end": self.end, "metrics": list(self.cotangents), "notes": self.notes}
+        trajectory.store.save_progress(key, tensors, metadata)
 
 
 def progress_key(backend: InfluenceBackend, start: int, gradients: Mapping[str, TrainingState]) -> str:

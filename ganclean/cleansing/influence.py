@@ -151,7 +151,8 @@ class GANInfluence(Cleanser):
         X_val : array-like, Tensor or Dataset, optional
             The reference of the metrics; default X.
         trajectory : Trajectory or path, optional
-            A recorded run with these networks, trainer and data, to trace again without training.
+            A recorded run with these networks, trainer and data, to trace again without training; or the record of
+            your own training loop, from `Recorder`, which brings the networks along.
         trained : bool, default=False
             Reserved for back-ends that need only a trained model; none in this version.
 
@@ -178,19 +179,26 @@ class GANInfluence(Cleanser):
         metrics, selected = self._resolve_metrics()
         n_remove = self._count_to_remove(len(data))
         backend = clone(resolve_backend(self.backend))
-        trainer, step, source, seeds = self._prepare(data, y)
+        if trajectory is not None and not isinstance(trajectory, Trajectory):
+            trajectory = Trajectory.open(trajectory)
+        seeds = self._seeds()
         self._fingerprint = fingerprint(data)
-        described = self._fingerprint if source.labels is None else f"{self._fingerprint} {fingerprint(source.labels)}"
-        description = trainer.describe(step, len(data), described)
+        if trajectory is not None and trajectory.is_of_own_loop:
+            trainer, step, source = self._attach(trajectory, data, y)
+            record = trajectory[0]
+        else:
+            trainer, step, source = self._prepare(data, y, seeds["initial"])
+            labels = "" if source.labels is None else f" {fingerprint(source.labels)}"
+            description = trainer.describe(step, len(data), self._fingerprint + labels)
+            record = step.drawn(next(trainer.draw(step, source, 0)), source)
+            if trajectory is not None:
+                trajectory.check_matches(description)
+                trajectory.check_complete()
+                trajectory.bind(step, source)
+                trajectory.memory_budget = trainer.memory_budget
         probe = getattr(backend, "probe", None)
         if probe is not None:
-            probe_step(step, source, step.drawn(next(trainer.draw(step, source, 0)), source), probe)
-        if trajectory is not None:
-            trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
-            trajectory.check_matches(description)
-            trajectory.check_complete()
-            trajectory.bind(step, source)
-            trajectory.memory_budget = trainer.memory_budget
+            probe_step(step, source, record, probe)
         self.metrics_ = {name: metric.fit(self.reference_) for name, metric in metrics.items()}
         self.metric_ = self.metrics_[selected]
         self.trainer_ = trainer
@@ -203,7 +211,7 @@ class GANInfluence(Cleanser):
                 evaluator.gradient(name, metric, step.initial_state())
         with progress_bars(self.verbose) as progress:
             if trajectory is None:
-                trajectory = trainer.record(
+                trajectory = trainer.record(  # type: ignore[union-attr]
                     step,
                     source,
                     description,
@@ -279,7 +287,7 @@ class GANInfluence(Cleanser):
         """
         data = checked_data(X)
         backend = resolve_backend(self.backend)
-        trainer, step, source, _ = self._prepare(data, y)
+        trainer, step, source = self._prepare(data, y, self._seeds()["initial"])
         description = trainer.describe(step, len(data), "")
         trajectory = Trajectory(description)
         plan = trainer.plan(step, len(trajectory), trajectory.start_of_last(backend.traced_epochs()))
@@ -302,16 +310,35 @@ class GANInfluence(Cleanser):
             "ganclean.validation.estimation_accuracy(cleaner)."
         )
 
-    def _prepare(self, data, y=None) -> tuple[GANTrainer, TrainingStep, DataSource, dict[str, int]]:
-        """Build what trains, and check that the networks fit the data."""
+    def _seeds(self) -> dict[str, int]:
         rng = check_random_state(self.random_state)
-        seeds = {name: int(rng.randint(2**31)) for name in ("initial", "training", "evaluation")}
+        return {name: int(rng.randint(2**31)) for name in ("initial", "training", "evaluation")}
+
+    def _attach(self, trajectory: Trajectory, data, y) -> tuple[None, TrainingStep, DataSource]:
+        """Attach the data to the record of the user's own loop, which brings its networks along."""
+        if self.generator is not None or self.discriminator is not None or self.trainer is not None:
+            raise ValueError(
+                "The trajectory is of your own training loop and brings its networks along. Leave generator, "
+                "discriminator and trainer out: GANInfluence(metric=..., backend=...).fit(X, trajectory=...)."
+            )
+        trajectory.check_complete()
+        step = trajectory.step
+        like = next(step.generator.parameters())
+        labels = self._labels(data, y, step.conditional)
+        source = DataSource(data, labels=labels).cast(like.dtype, like.device)
+        trajectory.check_batches(source)
+        trajectory.bind(step, source)
+        check_networks(step, source)
+        return None, step, source
+
+    def _prepare(self, data, y, seed: int) -> tuple[GANTrainer, TrainingStep, DataSource]:
+        """Build what trains, and check that the networks fit the data."""
         if not isinstance(self.trainer, GANTrainer | None):
             raise ValueError(f"trainer must be a GANTrainer or None; got {self.trainer!r}.")
         trainer = GANTrainer() if self.trainer is None else clone(self.trainer)
         source = DataSource(data, labels=self._labels(data, y, trainer.conditional))
         shape = tuple(source.sample_shape)
-        with seeded(seeds["initial"]):
+        with seeded(seed):
             generator = _built("generator", self.generator, shape)
             discriminator = _built("discriminator", self.discriminator, shape)
             if generator is None or discriminator is None:
@@ -327,7 +354,7 @@ class GANInfluence(Cleanser):
         if parameter is not None:
             source = source.cast(parameter.dtype, parameter.device)
         check_networks(step, source)
-        return trainer, step, source, seeds
+        return trainer, step, source
 
     def _resolve_metrics(self) -> tuple[dict[str, Metric], str]:
         if isinstance(self.metric, dict) and self.metric:

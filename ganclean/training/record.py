@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SHIFT = "shifts/"
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -42,6 +44,9 @@ class StepRecord:
     settings_d, settings_g : dict, optional
         Hyper-parameters of the optimisers in this step where they differ from those of the rule, such as a scheduled
         learning rate.
+    shifts : dict of str to Tensor, optional
+        By how much buffers were changed between the last step and this one, by ``player/name``, as sampling in training
+        mode changes running statistics.
     """
 
     index: int
@@ -58,6 +63,7 @@ class StepRecord:
     number_g: int = 0
     settings_d: Mapping[str, Any] = field(default_factory=dict)
     settings_g: Mapping[str, Any] = field(default_factory=dict)
+    shifts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
         for name in ("number_d", "number_g"):
@@ -71,7 +77,8 @@ def packed(records: Sequence[StepRecord]) -> tuple[dict[str, Tensor], dict[str, 
     steps = []
     for record in records:
         own = _tensors(record)
-        values = {field.name: getattr(record, field.name) for field in fields(record) if field.name not in own}
+        names = [field.name for field in fields(record) if field.name not in own and field.name != "shifts"]
+        values = {name: getattr(record, name) for name in names}
         shared = record.latents_d is not None and record.latents_g is record.latents_d
         if shared:
             del own["latents_g"]
@@ -89,6 +96,7 @@ def unpacked(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> list[Ste
         own = {name: tensors[f"{values['index']}/{name}"] for name in step["tensors"]}
         if step["shared"]:
             own["latents_g"] = own["latents_d"]
+        values["shifts"] = {name.removeprefix(SHIFT): own.pop(name) for name in list(own) if name.startswith(SHIFT)}
         records.append(StepRecord(**values | own))
     return records
 
@@ -97,13 +105,15 @@ def moved(record: StepRecord, device: torch.device | str) -> StepRecord:
     """Return a record with its tensors on a device, except for the row numbers."""
     own = {name: tensor for name, tensor in _tensors(record).items() if name != "indices"}
     there = {id(tensor): tensor.to(device) for tensor in own.values()}
-    changes: dict[str, Any] = {name: there[id(tensor)] for name, tensor in own.items()}
+    changes: dict[str, Any] = {name: there[id(own[name])] for name in own if not name.startswith(SHIFT)}
+    changes["shifts"] = {name.removeprefix(SHIFT): there[id(own[name])] for name in own if name.startswith(SHIFT)}
     return replace(record, **changes)
 
 
 def _tensors(record: StepRecord) -> dict[str, Tensor]:
     values = ((field.name, getattr(record, field.name)) for field in fields(record))
-    return {name: value for name, value in values if isinstance(value, Tensor)}
+    shifts = ((SHIFT + name, shift) for name, shift in record.shifts.items())
+    return {name: value for name, value in (*values, *shifts) if isinstance(value, Tensor)}
 
 
 def _tuples(value: Any) -> Any:

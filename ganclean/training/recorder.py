@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,25 +12,24 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
-from ganclean._version import __version__
-from ganclean.exceptions import NetworkError, ReplayMismatchError, TrajectoryError
+from ganclean.data import batch_hash
+from ganclean.exceptions import TrajectoryError
 from ganclean.losses import check_penalty, resolve_loss
-from ganclean.optim import Clipped
-from ganclean.training.network import copied, seeded
+from ganclean.optim import Clipped, Optimizer
+from ganclean.training.checkpoints import size_of
+from ganclean.training.network import copied
+from ganclean.training.proof import check_step
 from ganclean.training.record import StepRecord
-from ganclean.training.state import TrainingState, flatten_state
+from ganclean.training.state import Tensors, TrainingState
 from ganclean.training.step import UPDATES, TrainingStep
 from ganclean.training.store import FolderStore, MemoryStore
-from ganclean.training.torch_optimizers import moments_of, n_updates, rule_of, settings_of
+from ganclean.training.torch_optimizers import moments_of, restore_moments, rule_of
+from ganclean.training.trainer import describe_step
 from ganclean.training.trajectory import Trajectory
+from ganclean.training.watch import Watch
 
-# What each call's randomness is seeded with, beside the seed of the step: as TrainingStep does.
-ROLES = {"real": 1, "fake": 2, "interpolated": 5, "generator": 4}
-HINT = (
-    "Does the loop do what was declared to the Recorder: loss, penalty, clipping, moving average, order of the calls? "
-    "Augmentation belongs into the discriminator (torch.nn.Sequential(DiffAugment(), discriminator)), and all that "
-    "changes the networks into the step."
-)
+# A step that leads to a checkpoint is replayed, but no more than one in so many.
+CHECKED_EVERY = 50
 
 
 class Recorder:
@@ -144,11 +141,11 @@ class Recorder:
         self._n_checked = n_checked
         self._random = check_random_state(random_state)
         self._step: TrainingStep | None = None
+        self._rules: dict[str, Optimizer] = {}
         self._n_steps = 0
         self._seen: set[int] = set()
         self._hashes: list[str] = []
-        self._left: TrainingState | None = None
-        self._watch: _Watch | None = None
+        self._left: dict[str, Tensors] = {}
 
     def __len__(self) -> int:
         return self._n_steps
@@ -169,11 +166,11 @@ class Recorder:
             The latents of both updates. Those that the generator is called with are recorded anyway; given ones are
             compared with them.
         """
-        watch = self._begin(x, index, y)
+        watch, record, before = self._begin(x, index, y)
         with ExitStack() as stack:
             watch.attach(stack)
             yield
-        self._end(watch, z_d, z_g)
+        self._end(watch, record, before, {"d": z_d, "g": z_g})
 
     def finish(self) -> Trajectory:
         """End the record and return the trajectory, for ``GANInfluence.fit(X, trajectory=...)``."""
@@ -181,17 +178,25 @@ class Recorder:
             raise TrajectoryError("Nothing was recorded: put each update of the loop inside recorder.step(x, index).")
         if self._n_steps not in self._store.kept():
             self._store.checkpoint(self._n_steps, self._snapshot())
-        return self._load()
+        begun = self._store.description() if isinstance(self._store, FolderStore) else self._describe()
+        description = begun | {
+            "n_steps": self._n_steps,
+            "steps_per_epoch": self._steps_per_epoch or self._n_steps,
+            "batches": self._hashes,
+        }
+        self._store.finish(description)
+        return Trajectory(description, self._store, self._budget).bind(self._step, None)
 
     def load(self) -> Trajectory:
         """Return a trajectory that was recorded into the folder before, with the same networks and optimisers."""
         if not isinstance(self._store, FolderStore):
             raise TrajectoryError("There is nothing to load: give the Recorder the folder, store=...")
         self._build()
-        Trajectory(self._store.description(), self._store).check_matches(self._describe())
-        record = self._store.record(0)
-        self._complete(record)
-        return self._load()
+        trajectory = Trajectory(self._store.description(), self._store)
+        trajectory.check_matches(self._describe())
+        trajectory.check_complete()
+        self._complete(self._store.record(0))
+        return trajectory.bind(self._step, None)
 
     def resume(self) -> int:
         """Go on with an interrupted recording: put networks, average and optimisers back to its last checkpoint.
@@ -231,7 +236,7 @@ class Recorder:
                     averaged[name].copy_(value)
         return self._n_steps
 
-    def _begin(self, x: Tensor, index, y: Tensor | None) -> tuple[_Watch, StepRecord, TrainingState | None]:
+    def _begin(self, x: Tensor, index, y: Tensor | None) -> tuple[Watch, StepRecord, TrainingState | None]:
         """Return what watches the step, the beginnings of its record, and the state where it will be replayed."""
         if self._step is None:
             self._build()
@@ -251,15 +256,15 @@ class Recorder:
         if len(record.indices) != len(x):
             raise ValueError(f"index names {len(record.indices)} rows, but x holds {len(x)} instances; expected one each.")
         interpolates = self._penalty is not None and self._penalty.at == "interpolated"
-        return _Watch(self._modules, self._optimizers, self._rules, x, record.seed, interpolates), record, before
+        return Watch(self._modules, self._optimizers, self._rules, x, record.seed, interpolates), record, before
 
     def _end(
-        self, watch: _Watch, record: StepRecord, before: TrainingState | None, given: dict[str, Tensor | None]
+        self, watch: Watch, record: StepRecord, before: TrainingState | None, given: dict[str, Tensor | None]
     ) -> None:
         record = self._complete(watch.completed(record, self._update, given))
         assert self._step is not None
         after = None
-        keeps = record.index + 1 - self._spacing * ((record.index + 1) // self._spacing) == 0
+        keeps = (record.index + 1) % self._spacing == 0
         if keeps or before is not None:
             after = self._snapshot()
         if before is not None:
@@ -309,26 +314,7 @@ class Recorder:
     def _describe(self) -> dict[str, Any]:
         """Return what identifies the run."""
         assert self._step is not None
-        step = self._step
-        return {
-            "version": __version__,
-            "recorded_by": "Recorder",
-            "n_steps": None,
-            "steps_per_epoch": None,
-            "data": None,
-            **describe_networks(step),
-            "settings": {
-                "loss": repr(step.loss),
-                "optimizer_generator": repr(step.optimizer_generator),
-                "optimizer_discriminator": repr(step.optimizer_discriminator),
-                "update": step.update,
-                "ema_decay": step.ema_decay,
-                "penalty": repr(step.penalty),
-            },
-        }
-
-    def _load(self) -> Trajectory:
-        ...
+        return {"n_steps": None, "steps_per_epoch": None, "data": None, "batches": [], **describe_step(self._step)}
 
     def _snapshot(self) -> TrainingState:
         """Return copies of everything that the next step reads."""
@@ -367,14 +353,13 @@ class Recorder:
 
     def _thin(self, state: TrainingState) -> None:
         """Keep every second state only, once all do not fit in the budget any more."""
-        room = max(self._budget // max(size_of(state), 1), 2)
+        room = max(self._budget // max(size_of(state), 1), 4)
         while self._every == "auto" and len(self._store.kept()) > room:
             self._spacing *= 2
             for index in [i for i in self._store.kept() if i % self._spacing]:
+                # The last one is where an interrupted recording goes on; it goes with the next thinning.
                 if index != self._n_steps:
                     self._store.discard(index)
-            if all(i % self._spacing == 0 or i == self._n_steps for i in self._store.kept()) and self._spacing > self._n_steps:
-                break
 
     def _note(self, record: StepRecord) -> None:
         """Find out how long an epoch is: until an instance comes again."""
@@ -386,3 +371,7 @@ class Recorder:
 
     def _draw_seed(self) -> int:
         return int(self._random.randint(2**31))
+
+
+def _copies(tensors: Iterable[tuple[str, Tensor]]) -> Tensors:
+    return {name: tensor.detach().clone() for name, tensor in tensors}

@@ -163,6 +163,7 @@ class TrainingStep:
             Whether to take gradients by `torch.func`, so that the step itself can be transformed by it. Otherwise they
             are those of plain autograd, which any module that trains allows.
         """
+        state = shifted(state, record)
         generator, discriminator = self.players
         # The gradient that trains a network takes the vectors of power iteration for constants; the derivative of the
         # step does not. So they are computed outside of the loss.
@@ -376,6 +377,15 @@ class TrainingStep:
         if self.ema_decay is None:
             return {}
         return {name: torch.lerp(generator[name], old, self.ema_decay) for name, old in average.items()}
+
+
+def shifted(state: TrainingState, record: StepRecord) -> TrainingState:
+    """Return the state with what was done to the buffers before the step, beside training."""
+    for path, shift in record.shifts.items():
+        player, name = path.split("/", 1)
+        buffers = getattr(state, f"buffers_{player}")
+        state = state._replace(**{f"buffers_{player}": {**buffers, name: buffers[name] + shift}})
+    return state
 
 
 def is_shared(record: StepRecord) -> bool:

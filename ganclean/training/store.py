@@ -114,8 +114,7 @@ class FolderStore:
         self.folder = Path(folder)
         self.device = device
         self._description: dict[str, Any] | None = None
-        # Tells the files of one run from those of another.
-        self._run = ""
+        self._run: str | None = None
         self._pending: list[StepRecord] = []
         self._cache: dict[tuple[int, int], list[StepRecord]] = {}
         self._kept: list[int] = []
@@ -143,7 +142,7 @@ class FolderStore:
 
     def finish(self, description: Mapping[str, Any]) -> None:
         """Note what the run was, where that was not known when it began."""
-        manifest = to_json({"format": FORMAT, "run": self._run, **description}, indent=1)
+        manifest = to_json({"format": FORMAT, "run": self._identity(), **description}, indent=1)
         write_file(self.folder / "manifest.json", lambda path: path.write_text(manifest))
         self._description = dict(description)
 
@@ -243,13 +242,20 @@ class FolderStore:
             return None
         try:
             return self._read(path)
-        except TrajectoryError as error:
-            warnings.warn(f"The interrupted work begins anew, its saved progress is of no use. {error}", stacklevel=3)
+        except TrajectoryError:
+            warnings.warn(f"{path} is damaged and ignored: the interrupted work begins anew.", stacklevel=3)
             return None
 
     def discard_progress(self, key: str) -> None:
         """Delete what was saved under a key."""
         self._progress_path(key).unlink(missing_ok=True)
+
+    def _identity(self) -> str:
+        """Return what tells the files of this run from those of another."""
+        if self._run is None:
+            self.description()
+        assert self._run is not None
+        return self._run
 
     def _list_files(self) -> None:
         names = sorted(path.name for path in self.folder.glob("*.safetensors")) if self.folder.is_dir() else []
@@ -291,15 +297,14 @@ class FolderStore:
         return records
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        write_tensors(path, tensors, {"run": self._run, **metadata})
+        write_tensors(path, tensors, {"run": self._identity(), **metadata})
 
     def _read(self, path: Path, device: torch.device | str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        self.description()
         try:
             tensors, metadata = read_tensors(path, self.device if device is None else device)
         except ValueError as error:
             raise self._damaged(f"{path.name} cannot be read ({error})") from error
-        if metadata.pop("run", None) != self._run:
+        if metadata.pop("run", None) != self._identity():
             raise self._damaged(f"{path.name} belongs to another run")
         return tensors, metadata
 

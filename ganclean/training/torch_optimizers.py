@@ -148,6 +148,36 @@ def moments_of(
     return {name: {n: moment(p, keys[name]) for n, p in params.items()} for name in rule.moment_names}
 
 
+def restore_moments(
+    optimizer: torch.optim.Optimizer,
+    rule: Optimizer,
+    params: Mapping[str, nn.Parameter],
+    moments: Mapping[str, Tensors],
+    updates: int,
+) -> None:
+    """Put the state of an optimiser back to given moments after so many updates, the inverse of `moments_of`.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    rule : Optimizer
+        The rule that `rule_of` returned for this optimiser, clipped or not.
+    params : dict of str to torch.nn.Parameter
+    moments : dict of str to dict of str to Tensor
+        As `moments_of` returned them.
+    updates : int
+        How many updates there were; the state is left empty where there were none.
+    """
+    keys = _STATE[type(rule.unclipped)]
+    for name, p in params.items():
+        if not updates:
+            continue
+        state: dict[str, Any] = {keys[moment]: tensors[name].detach().clone() for moment, tensors in moments.items()}
+        if not isinstance(optimizer, torch.optim.SGD):
+            state["step"] = torch.tensor(float(updates))
+        optimizer.state[p] = state
+
+
 def n_updates(optimizer: torch.optim.Optimizer) -> int:
     """Return how many updates an optimiser has done.
 

@@ -169,37 +169,20 @@ class GANTrainer(BaseEstimator):
         if self.checkpoint_every != "auto":
             _check_positive("checkpoint_every", self.checkpoint_every, " or 'auto'")
         steps_per_epoch = -(-n_samples // self.batch_size_for(n_samples))
-        state = step.initial_state()
-        players = (("generator", step.generator), ("discriminator", step.discriminator))
-        weights = {f"{player}.{name}": p for player, module in players for name, p in module.named_parameters()}
-        buffers = {f"{player}.{name}": b for player, module in players for name, b in module.named_buffers()}
+        described = describe_step(step)
+        described["settings"] |= {
+            "n_epochs": int(self.n_epochs),
+            "batch_size": self.batch_size_for(n_samples),
+            "latent_shape": list(self.latent_shape),
+            "n_critic": int(self.n_critic),
+            "conditional": step.conditional,
+            "schedule": self._describe_schedule(step, steps_per_epoch * int(self.n_epochs)),
+        }
         return {
-            "version": __version__,
             "n_steps": steps_per_epoch * int(self.n_epochs),
             "steps_per_epoch": steps_per_epoch,
             "data": data_fingerprint,
-            "parameters": {
-                f"{player}.{name}": f"{list(p.shape)} {str(p.dtype).removeprefix('torch.')}"
-                for player, params in (("generator", state.generator), ("discriminator", state.discriminator))
-                for name, p in params.items()
-            },
-            "modules": {"generator": repr(step.generator), "discriminator": repr(step.discriminator)},
-            "frozen": content_hash({name: p for name, p in weights.items() if not p.requires_grad}),
-            "initial": content_hash(weights | buffers),
-            "settings": {
-                "loss": repr(step.loss),
-                "optimizer_generator": repr(step.optimizer_generator),
-                "optimizer_discriminator": repr(step.optimizer_discriminator),
-                "update": step.update,
-                "ema_decay": step.ema_decay,
-                "n_epochs": int(self.n_epochs),
-                "batch_size": self.batch_size_for(n_samples),
-                "latent_shape": list(self.latent_shape),
-                "penalty": repr(step.penalty),
-                "n_critic": int(self.n_critic),
-                "conditional": step.conditional,
-                "schedule": self._describe_schedule(step, steps_per_epoch * int(self.n_epochs)),
-            },
+            **described,
         }
 
     def plan(self, step: TrainingStep, n_steps: int, start: int) -> CheckpointPlan:
@@ -317,6 +300,32 @@ class GANTrainer(BaseEstimator):
         if self.scheduler is None:
             return None
         return hashlib.blake2b(repr(self._schedules(step, n_steps)).encode(), digest_size=8).hexdigest()
+
+
+def describe_step(step: TrainingStep) -> dict[str, Any]:
+    """Return what identifies the networks and the rules of a run."""
+    players = (("generator", step.generator), ("discriminator", step.discriminator))
+    weights = {f"{player}.{name}": p for player, module in players for name, p in module.named_parameters()}
+    buffers = {f"{player}.{name}": b for player, module in players for name, b in module.named_buffers()}
+    return {
+        "version": __version__,
+        "parameters": {
+            name: f"{list(p.shape)} {str(p.dtype).removeprefix('torch.')}"
+            for name, p in weights.items()
+            if p.requires_grad
+        },
+        "modules": {"generator": repr(step.generator), "discriminator": repr(step.discriminator)},
+        "frozen": content_hash({name: p for name, p in weights.items() if not p.requires_grad}),
+        "initial": content_hash(weights | buffers),
+        "settings": {
+            "loss": repr(step.loss),
+            "optimizer_generator": repr(step.optimizer_generator),
+            "optimizer_discriminator": repr(step.optimizer_discriminator),
+            "update": step.update,
+            "ema_decay": step.ema_decay,
+            "penalty": repr(step.penalty),
+        },
+    }
 
 
 def _check_positive(name: str, value: Any, alternative: str = "") -> None:

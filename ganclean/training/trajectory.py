@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ganclean.data import DataSource
+from ganclean.data import DataSource, batch_hash
 from ganclean.exceptions import ReplayMismatchError, TrajectoryError
 from ganclean.training.checkpoints import IN_USE, size_of, slots_for, stride
 from ganclean.training.record import StepRecord
@@ -80,6 +80,11 @@ class Trajectory:
         return trajectory
 
     def __len__(self) -> int:
+        if self.description["n_steps"] is None:
+            raise TrajectoryError(
+                f"The recording in {self.store} was not finished. Go on with recorder.resume(), or call "
+                "recorder.finish() when the loop ends."
+            )
         return self.description["n_steps"]
 
     def __getitem__(self, index: int) -> StepRecord:
@@ -204,6 +209,22 @@ class Trajectory:
                 "training was interrupted. To resume it, fit with the same GANTrainer(store=...), data and "
                 "random_state, without trajectory=."
             )
+
+    @property
+    def is_of_own_loop(self) -> bool:
+        """Whether a Recorder recorded it from a training loop that is not `GANTrainer`'s."""
+        return "batches" in self.description
+
+    def check_batches(self, source: DataSource) -> None:
+        """Raise `TrajectoryError` where the first batches of a user's own loop are not found in the data."""
+        for t, expected in enumerate(self.description["batches"]):
+            indices = self.store.record(t).indices
+            if int(indices.max()) >= len(source) or batch_hash(source[indices]) != expected:
+                raise TrajectoryError(
+                    f"The trajectory is of other data: the instances of step {t} are not what the loop trained on. "
+                    "Pass the same data in the same order and on the same scale; a Dataset must return the same "
+                    "instance for the same row (augmentation belongs into the discriminator)."
+                )
 
     def check_matches(self, description: dict[str, Any], *, same_run: bool = False) -> None:
         """Raise `TrajectoryError` where the record is of another model, other data or other training settings.

@@ -15,7 +15,7 @@ from torch import nn
 
 from ganclean.progress import progress_bars
 from ganclean.training.network import loaded
-from ganclean.validation.counterfactual import retrained_states
+from ganclean.training.replay import retrained_states
 from ganclean.validation.significance import PairedComparison, paired_comparison
 
 if TYPE_CHECKING:
@@ -127,6 +127,11 @@ def cleansing_curve(
     check_is_fitted(cleaner)
     if not all(0 < rate < 1 for rate in rates) or not len(rates):
         raise ValueError(f"rates must be fractions between 0 and 1; got {rates!r}.")
+    if cleaner.trajectory_.is_of_own_loop and n_seeds > 1:
+        raise ValueError(
+            "The cleaner was fitted to your own training loop, which cannot be run with other seeds here. Give "
+            "n_seeds=1, or train with a GANTrainer."
+        )
     source = cleaner.trajectory_.source
     counts = [max(1, round(rate * len(source))) for rate in rates]
     shown = int(np.abs(np.array(counts) - (~cleaner.support_).sum()).argmin())
