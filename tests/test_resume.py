@@ -1,7 +1,7 @@
 import os
 import random
 import time
-from itertools import islice
+from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def stop_going_back(monkeypatch, number):
 def counted(monkeypatch):
     """A function that counts the training and the traced steps of a fit."""
 
-    def count(cleaner, X, **options):
+    def count_calls(cleaner, X, **options):
         calls = {"steps": 0, "traced": 0}
         step, backwards = TrainingStep.__call__, Trajectory.backwards
 
@@ -107,7 +107,7 @@ def counted(monkeypatch):
             cleaner.fit(X, **options)
         return calls
 
-    return count
+    return count_calls
 
 
 def test_a_complete_run_is_used_again_without_training(X, undisturbed, tmp_path, counted):
@@ -120,8 +120,8 @@ def test_a_complete_run_is_used_again_without_training(X, undisturbed, tmp_path,
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
 
 
-@pytest.mark.parametrize("checkpoint_every", [1, 2, 5, 100, "auto"])
-@pytest.mark.parametrize("at", [0, 1, 3, 6, 7, 11])
+@pytest.mark.parametrize("checkpoint_every", [1, 5, 100])
+@pytest.mark.parametrize("at", [0, 4, 11])
 def test_an_interrupted_training_goes_on_where_it_was(
     at, checkpoint_every, X, undisturbed, tmp_path, monkeypatch, counted
 ):
@@ -223,7 +223,7 @@ def test_a_run_that_diverged_is_not_taken_for_a_complete_one(X, tmp_path):
 
 @pytest.mark.parametrize("derivative", ["secant", "exact"])
 @pytest.mark.parametrize("checkpoint_every", [1, 4])
-@pytest.mark.parametrize("at", [0, 1, 4, 5])
+@pytest.mark.parametrize("at", [0, 3, 5])
 def test_an_interrupted_backward_pass_goes_on_where_it_was(
     at, checkpoint_every, derivative, X, tmp_path, monkeypatch, counted
 ):
@@ -301,33 +301,37 @@ ALL_STATES = {"checkpoint_every": 1, "last_epochs": None, "n_epochs": 2}
 
 
 @pytest.mark.parametrize("settings", [{}, ALL_STATES], ids=["sparse", "all"])
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_kill_at_any_change_of_the_folder_costs_at_most_one_checkpoint(settings, after, X, tmp_path, monkeypatch):
+def test_a_kill_at_any_change_of_the_folder_costs_at_most_one_checkpoint(settings, X, tmp_path, monkeypatch):
     expected = make_cleaner(**settings).fit(X)
-    original, kills = os.replace, 0
-    while True:
-        folder, calls = tmp_path / str(kills), []
 
-        def replace(source, target, calls=calls, number=kills):
-            calls.append(target)
-            if len(calls) <= number or after:
-                original(source, target)
-            if len(calls) > number:
-                raise Killed
+    def killed(folder, number):
+        changes = count()
+
+        def killing(change):
+            def call(*args, **kwargs):
+                if next(changes) == number:
+                    raise Killed
+                return change(*args, **kwargs)
+
+            return call
 
         with monkeypatch.context() as patch:
-            patch.setattr(tensorfile.os, "replace", replace)
-            cleaner = make_cleaner(folder, **settings)
+            patch.setattr(tensorfile.os, "replace", killing(os.replace))
+            patch.setattr(Path, "unlink", killing(Path.unlink))
             try:
-                cleaner.fit(X)
+                make_cleaner(folder, **settings).fit(X)
             except Killed:
-                kills += 1
-            else:
-                break
-        assert_same(cleaner.fit(X), expected)
-        names = {path.name.partition("-")[0] for path in folder.iterdir()}
-        assert names == {"manifest.json", "state", "steps"}
-    assert kills > 12
+                return True
+        return False
+
+    for number in count():
+        folder = tmp_path / str(number)
+        done = not killed(folder, number)
+        assert_same(make_cleaner(folder, **settings).fit(X), expected)
+        assert {path.name.partition("-")[0] for path in folder.iterdir()} == {"manifest.json", "state", "steps"}
+        if done:
+            break
+    assert number > 12
 
 
 def fit_and_save(folder, path):

@@ -144,7 +144,8 @@ class Recorder:
         self._rules: dict[str, Optimizer] = {}
         self._n_steps = 0
         self._seen: set[int] = set()
-        self._hashes: list[str] = []
+        self._begun, self._begun_at = False, 0
+        self._hashes: dict[str, str] = {}
         self._left: dict[str, Tensors] = {}
 
     def __len__(self) -> int:
@@ -211,7 +212,8 @@ class Recorder:
         self._build()
         Trajectory(self._store.description(), self._store).check_matches(self._describe())
         self._store.device = next(self._modules["generator"].parameters()).device
-        self._n_steps = self._store.resume()
+        self._n_steps = self._begun_at = self._store.resume()
+        self._begun = True
         state = self._store.state(self._n_steps)
         updates = {"generator": 0, "discriminator": 0}
         for t in range(self._n_steps):
@@ -241,11 +243,17 @@ class Recorder:
         if self._step is None:
             self._build()
         assert self._step is not None
-        first = not self._n_steps and not self._store.kept()
+        first = not self._n_steps and not self._begun
         before = self._snapshot() if first or self._is_checked(self._n_steps) else None
         if first:
             assert before is not None
+            if isinstance(self._store, FolderStore) and self._store.holds_run():
+                raise TrajectoryError(
+                    f"The folder {self._store} holds a recorded run already, and it is not overwritten. Choose another "
+                    "one; or call recorder.resume() to go on with it, recorder.load() to use it."
+                )
             self._store.start(self._describe(), before)
+            self._begun = True
         record = StepRecord(
             self._n_steps,
             torch.as_tensor(np.asarray(index), dtype=torch.int64).reshape(-1).cpu(),
@@ -275,8 +283,8 @@ class Recorder:
         self._store.add(record)
         self._n_steps += 1
         self._note(record)
-        if len(self._hashes) < self._n_checked:
-            self._hashes.append(batch_hash(watch.x))
+        if record.index - self._begun_at < self._n_checked:
+            self._hashes[str(record.index)] = batch_hash(watch.x)
         if keeps and after is not None:
             self._store.checkpoint(self._n_steps, after)
             self._thin(after)
@@ -314,7 +322,7 @@ class Recorder:
     def _describe(self) -> dict[str, Any]:
         """Return what identifies the run."""
         assert self._step is not None
-        return {"n_steps": None, "steps_per_epoch": None, "data": None, "batches": [], **describe_step(self._step)}
+        return {"n_steps": None, "steps_per_epoch": None, "data": None, "batches": {}, **describe_step(self._step)}
 
     def _snapshot(self) -> TrainingState:
         """Return copies of everything that the next step reads."""
@@ -349,7 +357,7 @@ class Recorder:
     def _is_checked(self, index: int) -> bool:
         """Return whether a step is replayed: the first ones, and now and then one that leads to a checkpoint."""
         spacing = max(self._spacing, CHECKED_EVERY)
-        return index < self._n_checked or (index + 1) % (spacing - spacing % self._spacing) == 0
+        return index - self._begun_at < self._n_checked or (index + 1) % (spacing - spacing % self._spacing) == 0
 
     def _thin(self, state: TrainingState) -> None:
         """Keep every second state only, once all do not fit in the budget any more."""

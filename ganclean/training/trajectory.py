@@ -217,8 +217,8 @@ class Trajectory:
 
     def check_batches(self, source: DataSource) -> None:
         """Raise `TrajectoryError` where the first batches of a user's own loop are not found in the data."""
-        for t, expected in enumerate(self.description["batches"]):
-            indices = self.store.record(t).indices
+        for t, expected in self.description["batches"].items():
+            indices = self.store.record(int(t)).indices
             if int(indices.max()) >= len(source) or batch_hash(source[indices]) != expected:
                 raise TrajectoryError(
                     f"The trajectory is of other data: the instances of step {t} are not what the loop trained on. "
