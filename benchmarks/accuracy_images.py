@@ -5,7 +5,7 @@ metric is the Fréchet distance in 12 features. Random groups of 5% are removed 
 the two schemes of ITD stand the published approximation, which takes Adam's moments for constants, and variants of the
 secant: its width, noise in the parameters, layers moved in turn, and influence averaged over the runs of all seeds.
 
-    python -m benchmarks.accuracy_images [--activation silu leaky_relu relu] [--last-epochs 1 3] [--variants] [--json FILE]
+    python -m benchmarks.accuracy_images [--activation silu leaky_relu relu] [--last-epochs 1 3] [--variants] [--json F]
 """
 
 from __future__ import annotations

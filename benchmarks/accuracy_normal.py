@@ -1,11 +1,11 @@
 """Is the estimate true? 2-D normal data, removals against real retraining.
 
 Two settings. "published" is that of Terashita et al. (ICLR 2021, section 5.1): 10,000 points, perceptrons without bias,
-simultaneous SGD, 50 epochs, average log-likelihood, 100 single removals. Published with ReLU for the last 1, 5, 10, 20 and
-50 epochs, means over 10 seeds: Kendall's τ 0.87, 0.83, 0.855, 0.845, 0.67; Jaccard index 0.575, 0.46, 0.53, 0.435, 0.30.
-"converged" has 2,000 points and 50 times the learning rate, so that training converges; there groups of 5% are removed too.
+simultaneous SGD, 50 epochs, average log-likelihood, 100 single removals. Published with ReLU for the last 1, 5, 10, 20
+and 50 epochs, means over 10 seeds: Kendall's τ 0.87, 0.83, 0.855, 0.845, 0.67; Jaccard index 0.575, 0.46, 0.53, 0.435,
+0.30. "converged" has 2,000 points and 50 times the learning rate; there groups of 5% are removed too.
 
-    python -m benchmarks.accuracy_normal [--setting published|converged] [--seeds 0 1 2 3 4] [--epochs 1 5 10 20 50] [--json F]
+    python -m benchmarks.accuracy_normal [--setting published|converged] [--seeds 0 1 2 3 4] [--epochs 1 5] [--json F]
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def main() -> None:
         args.removals, args.trained_epochs, args.epochs = 20, 5, [1, 5]
     torch.set_num_threads(1)
     rows = []
-    print("activation  seed  epochs  removed  scheme             Kendall τ  Pearson r  Jaccard   seconds of truth, trace")
+    print(
+        "activation  seed  epochs  removed  scheme             Kendall τ  Pearson r  Jaccard   seconds of truth, trace"
+    )
     for activation in args.activation:
         for seed in args.seeds:
             cleaner = fitted(activation, args.setting, seed, args.trained_epochs)

@@ -153,7 +153,9 @@ def test_both_schemes_pull_any_cotangent_back_alike(update):
     generator = torch.Generator().manual_seed(0)
     record, before, after = trajectory[5], trajectory.state(5), trajectory.state(6)
     cotangents = [
-        map_state(lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype), trajectory.step.differentiable(after))
+        map_state(
+            lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype), trajectory.step.differentiable(after)
+        )
         for _ in range(2)
     ]
     args = trajectory.step, before, after, record, trajectory.source[record.indices], cotangents
@@ -198,31 +200,6 @@ def test_kinks_do_not_break_the_default_scheme():
     influence = toy_cleaner((generator, discriminator), backend="itd").fit(X).influence_
     assert influence.dtype == np.float64
     assert np.isfinite(influence).all() and influence.any()
-
-
-class Attention(nn.Module):
-    """Fused attention has a first derivative on a CPU and no second."""
-
-    def __init__(self):
-        super().__init__()
-        self.project, self.judge = nn.Linear(2, 32), nn.Linear(32, 1)
-
-    def forward(self, x):
-        heads = self.project(x).view(len(x), 1, 4, 8)
-        return self.judge(nn.functional.scaled_dot_product_attention(heads, heads, heads).flatten(1))
-
-
-def test_an_operation_without_second_derivative_is_named_before_training(no_training):
-    torch.manual_seed(0)
-    networks = toy_networks()[0], Attention().double()
-    message = r"(?s)cannot be run and traced: .*scaled_dot_product.*use ITD\(derivative='secant'\)"
-    with pytest.raises(NetworkError, match=message):
-        toy_cleaner(networks, backend=itd("exact")).fit(X)
-
-
-def test_the_secant_traces_an_operation_without_second_derivative():
-    torch.manual_seed(0)
-    assert_exact((toy_networks()[0], Attention().double()), {"secant": 1e-3})
 
 
 @pytest.mark.parametrize("derivative", ["exact", "secant"])

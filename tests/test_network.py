@@ -351,7 +351,9 @@ def test_a_module_is_copied_whatever_graph_its_last_call_left_behind(copying, no
     module = both(normalize).double()
     expected = module(torch.randn(IMAGES, dtype=torch.float64))
     copy_ = copying(module)
-    assert not {t.data_ptr() for t in module.state_dict().values()} & {t.data_ptr() for t in copy_.state_dict().values()}
+    assert not {t.data_ptr() for t in module.state_dict().values()} & {
+        t.data_ptr() for t in copy_.state_dict().values()
+    }
     assert all(torch.equal(t, copy_.state_dict()[name]) for name, t in module.state_dict().items())
     expected.sum().backward()
     assert all(p.grad is None for p in copy_.parameters())

@@ -253,7 +253,12 @@ def test_a_simultaneous_loop_is_replayed():
 
 @pytest.mark.parametrize(
     "spoil, tensor",
-    [("smoothing", "moments_discriminator"), ("undeclared slope", "moments_disc"), ("clipping", "moments_disc"), ("weights", "discriminator/")],
+    [
+        ("smoothing", "moments_discriminator"),
+        ("undeclared slope", "moments_disc"),
+        ("clipping", "moments_disc"),
+        ("weights", "discriminator/"),
+    ],
 )
 def test_what_is_not_declared_is_found_at_once_and_named(spoil, tensor):
     loop = Simple()
@@ -332,7 +337,7 @@ def test_networks_beside_a_recorded_loop_are_refused():
 
 def test_the_folder_gives_the_same_influences_as_memory(tmp_path):
     expected = cleaner_of(trained(DCGAN)[1]).influence_
-    loop, recorder = trained(DCGAN, recorder={"store": tmp_path, "checkpoint_every": 4})
+    _, recorder = trained(DCGAN, recorder={"store": tmp_path, "checkpoint_every": 4})
     assert np.allclose(cleaner_of(recorder).influence_, expected, rtol=1e-9)
     again = recorder_of(DCGAN(), store=tmp_path).load()
     fitted = GANInfluence(metric=FID(some_pixels, n_samples=60), backend=ITD(derivative="exact"), random_state=0)
@@ -345,6 +350,25 @@ def test_a_folder_that_holds_another_run_is_refused(tmp_path):
         trained(DCGAN, recorder={"store": tmp_path})
     with pytest.raises(TrajectoryError, match="another model"):
         recorder_of(WGANGP(), store=tmp_path).load()
+
+
+@pytest.mark.parametrize("make_loop", LOOPS[:2], ids=["dcgan", "wgan-gp"])
+def test_rare_checkpoints_in_single_precision_predict_the_same(make_loop):
+    def influence(every):
+        _, recorder = trained(make_loop, dtype=torch.float32, recorder={"checkpoint_every": every})
+        return cleaner_of(recorder, images(dtype=torch.float32), ITD()).influence_
+
+    expected, found = influence(1), influence(3)
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_a_loop_that_changes_later_on_is_found_where_the_states_are_recomputed():
+    loop = Simple()
+    recorder = loop.recorder(checkpoint_every=10, n_checked=2)
+    loop.train(recorder, n_steps=5)
+    loop.train(recorder, "weights", n_steps=5)
+    with pytest.raises(ReplayMismatchError, match=r"up to step 10 .*discriminator"):
+        GANInfluence(random_state=0).fit(loop.X, trajectory=recorder.finish())
 
 
 class Killed(Exception):
@@ -382,7 +406,7 @@ def test_an_interrupted_recording_goes_on_where_it_was(tmp_path, every):
 
 
 def test_a_small_budget_thins_the_states_out_and_changes_no_number():
-    loop, full = trained(DCGAN, n_epochs=8)
+    _, full = trained(DCGAN, n_epochs=8)
     states = [flatten_state(full._store.state(0))]
     size = sum(tensor.nbytes for tensor in states[0].values())
     _, thinned = trained(DCGAN, n_epochs=8, recorder={"checkpoint_every": "auto", "memory_budget": 6 * size})

@@ -19,6 +19,7 @@ from ganclean.training import tensorfile
 from ganclean.training.state import flatten_state
 from ganclean.training.step import TrainingStep
 from ganclean.training.store import FolderStore
+from tests.practice import practised
 from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks
 
 FULL = {"optimizer": OPTIMIZERS["adam"], "ema_decay": 0.9}
@@ -142,6 +143,23 @@ def test_an_interrupted_training_goes_on_where_it_was(
     assert_same(again, undisturbed)
     assert tracing["steps"] - calls["steps"] == at and calls["traced"] == 6
     assert list(again.trajectory_.store.kept()) == list(FolderStore(tmp_path / "undisturbed").kept())
+
+
+@pytest.mark.parametrize("feature", ["everything", "spectral norm, hook", "batch norm, cumulative", "one cycle"])
+def test_whatever_training_does_goes_on_where_it_was(feature, tmp_path, monkeypatch):
+    networks, X, y, settings = practised(feature)
+    settings = {"checkpoint_every": 2, "n_epochs": 4, **settings}
+    expected = toy_cleaner(networks, **settings).fit(X, y)
+    with monkeypatch.context() as patch:
+        patch.setattr("ganclean.cleansing.influence.probe_step", lambda *_: None)
+        stop_before(patch, TrainingStep, "__call__", 5, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            toy_cleaner(networks, store=tmp_path / "run", **settings).fit(X, y)
+    with monkeypatch.context() as patch:
+        stop_going_back(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            toy_cleaner(networks, store=tmp_path / "run", **settings).fit(X, y)
+    assert_same(toy_cleaner(networks, store=tmp_path / "run", **settings).fit(X, y), expected)
 
 
 def test_before_the_traced_part_one_passing_checkpoint_is_kept(X, tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from ganclean.training.state import Tensors, TrainingState, ravel, unravel
 from ganclean.training.record import StepRecord
+from ganclean.training.state import Tensors, TrainingState, ravel, unravel
 from ganclean.training.step import TrainingStep, gradient_of, is_shared, shifted
 
 
@@ -101,6 +101,9 @@ class Secant(NamedTuple):
     perturbation: float = 0.05
 
 
+DEFAULT = Secant()
+
+
 class _Look(NamedTuple):
     """One central difference: from θ + offset, along ±width · direction."""
 
@@ -123,7 +126,7 @@ def secant_adjoint(
     record: StepRecord,
     real: Tensor,
     cotangents: list[TrainingState],
-    secant: Secant = Secant(),
+    secant: Secant = DEFAULT,
 ) -> list[StepAdjoint]:
     """Pull cotangents back through a step by central differences of first gradients (theory, section 3).
 
@@ -189,7 +192,7 @@ def secant_adjoint(
     def pull(cotangent: TrainingState) -> StepAdjoint:
         to_g, moments_g, average = cotangent.generator, cotangent.moments_generator, cotangent.average
         to_d = ravel(cotangent.discriminator)
-        buffers = (cotangent.buffers_generator, cotangent.buffers_discriminator)
+        buffers_g, buffers_d = cotangent.buffers_generator, cotangent.buffers_discriminator
         to_opponent = torch.zeros_like(to_d)
         if record.updates_generator:
             if step.ema_decay is not None:
@@ -197,24 +200,27 @@ def secant_adjoint(
                 average = {n: step.ema_decay * c for n, c in average.items()}
             passed, v, moments_g = pull_g(to_g, moments_g)
             starts = (opponent, generator.trace(between_g), discriminator.trace(between_d))
-            pulled = _central_difference(loss_g, state.generator, starts, v, buffers, record.seed, secant)
+            pulled = _central_difference(
+                loss_g, state.generator, starts, v, (buffers_g, buffers_d), record.seed, secant
+            )
             to_g = unravel(passed + pulled.theta, state.generator)
-            to_opponent, buffers = ravel(pulled.beside[0]), pulled.beside[1:]
+            rivals, buffers_g, buffers_d = pulled.beside
+            to_opponent = ravel(rivals)
         # In an alternating update the generator met the new discriminator, in a simultaneous one the old.
         if step.update == "alternating":
             to_d = to_d + to_opponent
         passed, v, moments_d = pull_d(unravel(to_d, state.discriminator), cotangent.moments_discriminator)
         if step.update == "simultaneous":
             passed = passed + to_opponent
-        starts = ({"fake": fake}, discriminator.trace(state.buffers_discriminator))
-        pulled = _central_difference(loss_d, state.discriminator, starts, v, buffers[1:], record.seed, secant)
+        inputs = ({"fake": fake}, discriminator.trace(state.buffers_discriminator))
+        pulled = _central_difference(loss_d, state.discriminator, inputs, v, (buffers_d,), record.seed, secant)
         through, buffers_d = pulled.beside
         reached = {"fake": fake, **{n: between_g[n] for n in start_g if between_g[n].requires_grad}}
         sources = {**theta_g, **{f"buffer {n}": b for n, b in start_g.items()}}
         pushed = grad(
             list(reached.values()),
             list(sources.values()),
-            [through["fake"], *(buffers[0][n] for n in list(reached)[1:])],
+            [through["fake"], *(buffers_g[n] for n in list(reached)[1:])],
             retain_graph=True,
             materialize_grads=True,
         )
@@ -258,7 +264,7 @@ def _central_difference(
             return _Pulled(torch.zeros_like(v), nothing, None)
         looks = [_Look(0.0, v, 1.0, 1.0)]
     theta, leaves = _leaves(params), tuple(_leaves(tensors) for tensors in starts)
-    total, terms = 0.0, None
+    total, terms = theta[next(iter(theta))].new_zeros(()), None
     with torch.enable_grad():
         evaluate = make_loss(theta, *leaves)
         for look in looks:
@@ -283,7 +289,10 @@ def _looks(params: Tensors, v: Tensor, seed: int, secant: Secant) -> list[_Look]
     """Return the central differences that a cotangent takes: usually one."""
     theta = ravel(params)
     directions = [v] if secant.spread == math.inf else _directions(params, v, secant.spread)
-    moved = [(d, secant_width(theta.where(d != 0, 0.0) if len(directions) > 1 else theta, d, secant.delta)) for d in directions]
+    moved = [
+        (d, secant_width(theta.where(d != 0, 0.0) if len(directions) > 1 else theta, d, secant.delta))
+        for d in directions
+    ]
     moved = [(d, width) for d, width in moved if width]
     if not secant.n_perturbations:
         return [_Look(0.0, d, width, 1.0) for d, width in moved]

@@ -74,5 +74,7 @@ def best_width(correlations: Mapping[float, float]) -> float:
 def _directed(gradient: TrainingState, state: TrainingState, final: TrainingState) -> float:
     """Return the inner product of a gradient with a change of the state."""
     there, here = flatten_state(state), flatten_state(final)
-    products = (torch.sum(g.double() * (there[path] - here[path]).double()) for path, g in flatten_state(gradient).items())
+    products = (
+        torch.sum(g.double() * (there[path] - here[path]).double()) for path, g in flatten_state(gradient).items()
+    )
     return float(sum(products))

@@ -18,8 +18,8 @@ from ganclean.backends.base import InfluenceBackend
 from ganclean.backends.calibration import best_width, calibrate_width
 from ganclean.backends.resumable import Reached, progress_key
 from ganclean.exceptions import NonFiniteError
-from ganclean.training.state import TrainingState, ravel, unravel
 from ganclean.training.record import StepRecord
+from ganclean.training.state import TrainingState, ravel, unravel
 from ganclean.training.step import TrainingStep
 from ganclean.training.trajectory import Trajectory
 
@@ -198,11 +198,10 @@ class ITD(InfluenceBackend):
         cotangents = dict(gradients if reached is None else reached.cotangents)
         end = None if reached is None else reached.end
         for record, before, after in trajectory.backwards(trajectory.start_of_last(self.last_epochs), end):
-            args = step, before, after, record, source[record.indices]
-            pulled = adjoint(*args, list(cotangents.values()))
-            adjoints = dict(zip(cotangents, pulled))
+            args = step, before, after, record, source[record.indices], list(cotangents.values())
+            adjoints = dict(zip(cotangents, adjoint(*args)))
             if self.derivative == "secant" and math.isnan(self.deviation_):
-                self.deviation_ = _deviation(args, cotangents, adjoints)
+                self.deviation_ = _deviation(adjoints, lambda args=args: exact_adjoint(*args))
             for name, one in adjoints.items():
                 growth = _size(one.cotangent) / sizes[name]
                 self._check_growth(name, growth, one, record.index, len(trajectory))
@@ -218,8 +217,9 @@ class ITD(InfluenceBackend):
         became = f"grew {growth:.1e}-fold" if math.isfinite(growth) else "became NaN or infinite"
         raise NonFiniteError(
             f"The adjoint of the metric {name!r} {became} until step {index} of {n_steps}: training is too rough there "
-            "to be traced further back, and influences would be noise. Trace fewer epochs (ITD(last_epochs=...)), widen "
-            "the secant (delta=3e-2, or 'auto'), choose smooth activations such as SiLU, or lower the learning rate."
+            "to be traced further back, and influences would be noise. Trace fewer epochs (ITD(last_epochs=...)), "
+            "widen the secant (delta=3e-2, or 'auto'), choose smooth activations such as SiLU, or lower the learning "
+            "rate."
         )
 
     def _outsider(
@@ -257,12 +257,12 @@ def _size(cotangent: TrainingState) -> float:
     return math.sqrt(sum(float(ravel(part).double().square().sum()) for part in parts if part))
 
 
-def _deviation(args: tuple, cotangents: Mapping[str, TrainingState], adjoints: Mapping[str, StepAdjoint]) -> float:
+def _deviation(adjoints: Mapping[str, StepAdjoint], evaluate: Callable[[], list[StepAdjoint]]) -> float:
     """Return how far the secant's contributions of the instances are from the exact ones; NaN where there are none."""
     if not any(bool(one.weights.any()) for one in adjoints.values()):
         return math.nan
     try:
-        exact = exact_adjoint(*args, list(cotangents.values()))
+        exact = evaluate()
     except (RuntimeError, NotImplementedError):
         return math.nan
     expected = torch.cat([one.weights for one in exact])

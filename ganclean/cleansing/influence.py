@@ -21,8 +21,8 @@ from ganclean.metrics.base import Metric
 from ganclean.metrics.evaluation import Evaluator
 from ganclean.networks import default_pair
 from ganclean.progress import progress_bars
-from ganclean.training.probe import CostEstimate, check_networks, estimate_cost, probe_step
 from ganclean.training.network import loaded, seeded
+from ganclean.training.probe import CostEstimate, check_networks, estimate_cost, probe_step
 from ganclean.training.step import TrainingStep
 from ganclean.training.trainer import GANTrainer
 from ganclean.training.trajectory import Trajectory

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ganclean.data import DataSource
 from ganclean.exceptions import NetworkError
-from ganclean.training.state import TrainingState, flatten_state
 from ganclean.training.network import Network
 from ganclean.training.record import StepRecord
+from ganclean.training.state import TrainingState, flatten_state
 from ganclean.training.step import TrainingStep, one_number_per_sample
 
 Trace = Callable[[TrainingStep, TrainingState, StepRecord, Tensor], None]
@@ -105,9 +105,9 @@ def _forward(player: str, network: Network, inputs: tuple[Tensor, ...]):
         if "positional argument" not in str(error):
             raise
         raise NetworkError(
-            f"The {player}'s forward does not take {len(inputs)} input{'s'[: len(inputs) - 1]} ({error}). A conditional "
-            "network takes labels as its second input: set GANTrainer(conditional=True). Any other is to be wrapped so "
-            "that it takes one tensor."
+            f"The {player}'s forward does not take {len(inputs)} input{'s'[: len(inputs) - 1]} ({error}). A "
+            "conditional network takes labels as its second input: set GANTrainer(conditional=True). Any other is to "
+            "be wrapped so that it takes one tensor."
         ) from error
     except (RuntimeError, ValueError) as error:
         raise NetworkError(
@@ -165,9 +165,8 @@ def estimate_cost(
     training, tracing = probe_step(step, source, record, trace)
     recomputed = 0 if checkpoint_every == 1 else n_traced
     state_bytes = sum(t.nbytes for t in flatten_state(step.initial_state()).values())
-    shared = record.latents_g is record.latents_d
-    seed_bytes = 8
-    record_bytes = record.indices.nbytes + record.latents_d.nbytes * (1 if shared else 2) + seed_bytes
+    # A seed stands for all else that a step draws.
+    record_bytes = record.indices.nbytes + 8
     # The first state, the last, and those in between that are traced.
     kept = state_bytes * (1 + (n_traced < n_steps) + n_traced // checkpoint_every) + record_bytes * n_steps
     segment = state_bytes * (checkpoint_every + 2)

@@ -1,4 +1,4 @@
-"""Whether the replay of a recorded step is what a training loop did."""
+"""Whether a replay is what was recorded: of our own training to the last bits, of a user's loop beyond rounding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from torch import Tensor
 
 from ganclean.exceptions import ReplayMismatchError
 from ganclean.training.record import StepRecord
-from ganclean.training.state import Tensors, TrainingState
+from ganclean.training.state import Tensors, TrainingState, flatten_state
+
+# How far a recomputed state may be from the recorded one, relative to each tensor's largest magnitude.
+TOLERANCE = {torch.float64: 1e-7}
+TOLERANCE_OF_OTHER_TYPES = 1e-3
 
 # The loop adds up the same numbers in another order. Its gradients differ from the replayed ones by rounding; those
 # that consist of nothing else, such as a bias in front of batch normalisation, are found by their size.
@@ -15,11 +19,69 @@ GRADIENT_TOLERANCE = 1e-3
 NEGLIGIBLE = 1e-4
 CHANGE_TOLERANCE = 2e-2
 BUFFER_TOLERANCE = 1e-4
+# Over many steps, rounding grows. What then counts is where the parameters went.
+SEGMENT_TOLERANCE = 0.25
 HINT = (
     "Does the loop do what was declared to the Recorder: loss, penalty, clipping, moving average, and the order real, "
     "generated, interpolated samples? Augmentation belongs into the discriminator, torch.nn.Sequential(DiffAugment(), "
     "discriminator), and all that changes the parameters into the step."
 )
+
+
+def check_replay(recorded: TrainingState, replayed: TrainingState, index: int) -> None:
+    """Raise `ReplayMismatchError` where the recomputed state before step `index` is not the recorded one."""
+    expected, found = flatten_state(recorded), flatten_state(replayed)
+    deviations = {path: _deviation(tensor, found[path]) for path, tensor in expected.items()}
+    wrong = [path for path, deviation in deviations.items() if not deviation <= _tolerance(expected[path])]
+    if wrong:
+        worst = max(wrong, key=lambda path: deviations[path] / _tolerance(expected[path]))
+        raise ReplayMismatchError(
+            f"Recomputing the steps up to step {index} did not lead to the recorded state: {worst} deviates by "
+            f"{deviations[worst]:.1e} of its largest magnitude, {_tolerance(expected[worst]):.0e} is allowed. Either "
+            "an operation is not deterministic (see torch.use_deterministic_algorithms), or the machine or the "
+            "versions are not those of the recording. Keep more states (a smaller checkpoint_every, 1 for all), so "
+            "that fewer are recomputed, or train anew here."
+        )
+
+
+def _deviation(expected: torch.Tensor, found: torch.Tensor) -> float:
+    if expected.shape != found.shape:
+        return float("inf")
+    if torch.equal(expected, found):
+        return 0.0
+    difference = (found.double() - expected.double()).abs().max()
+    return float(difference / expected.double().abs().max())
+
+
+def _tolerance(tensor: torch.Tensor) -> float:
+    return TOLERANCE.get(tensor.dtype, TOLERANCE_OF_OTHER_TYPES)
+
+
+def check_segment(start: TrainingState, recorded: TrainingState, replayed: TrainingState, index: int) -> None:
+    """Raise `ReplayMismatchError` where replaying several steps of a user's loop led far from where it was.
+
+    The distance of both networks' parameters from the recorded ones must be small beside that which they have moved
+    since the last recorded state.
+
+    Parameters
+    ----------
+    start, recorded : TrainingState
+        The recorded states before the steps and after them.
+    replayed : TrainingState
+        What the replay made of the first.
+    index : int
+        The number of the step that would come next.
+    """
+    for player in ("generator", "discriminator", "average"):
+        before, after, found = (getattr(state, player) for state in (start, recorded, replayed))
+        moved, missed = _distance(before, after), _distance(after, found)
+        if not missed <= SEGMENT_TOLERANCE * moved:
+            raise ReplayMismatchError(
+                f"Replaying the steps up to step {index} did not lead to where the loop was: the {player}'s parameters "
+                f"are {missed:.2e} away, and they moved by {moved:.2e} in all; {SEGMENT_TOLERANCE:.0%} of that is "
+                f"allowed. {HINT} If it does, training amplifies rounding too much to be replayed over so many steps: "
+                "keep more states (a smaller checkpoint_every)."
+            )
 
 
 def check_step(before: TrainingState, recorded: TrainingState, replayed: TrainingState, record: StepRecord) -> None:
@@ -47,7 +109,8 @@ def check_step(before: TrainingState, recorded: TrainingState, replayed: Trainin
                 allowed = GRADIENT_TOLERANCE * float(a.abs().max()) + 0.1 * NEGLIGIBLE * scale
                 _compare(f"moments_{player}/{moment}/{name}", a, b, allowed, scale, record)
         squares = moments["rec"].get("square", {})
-        _check_params(player, *(getattr(state, player) for state in (before, recorded, replayed)), squares, record)
+        start, there, here = (getattr(state, player) for state in (before, recorded, replayed))
+        _check_params(player, start, there, here, squares, record)
         for name, tensor in getattr(recorded, f"buffers_{player}").items():
             if tensor.is_floating_point():
                 other = getattr(replayed, f"buffers_{player}")[name]
@@ -78,6 +141,10 @@ def _compare(path: str, recorded: Tensor, replayed: Tensor, allowed: float, scal
             f"Replaying step {record.index} did not give what the loop computed: {path} deviates by {deviation:.2e}, "
             f"{relative:.1%} of what was expected to change; {allowed:.1e} is allowed. {HINT}"
         )
+
+
+def _distance(a: Tensors, b: Tensors) -> float:
+    return sum(float((a[name] - b[name]).double().square().sum()) for name in a) ** 0.5
 
 
 def _largest(tensors: Tensors) -> float:

@@ -32,7 +32,8 @@ class StepRecord:
         look at the same samples, which are then generated once. Without an update of the generator, `latents_g` is
         None.
     labels : Tensor of shape (batch_size, ...), optional
-        The labels of the drawn instances, where the networks are conditional. They belong to the data and are not stored.
+        The labels of the drawn instances, where the networks are conditional. They belong to the data and are not
+        stored.
     labels_d, labels_g : Tensor of shape (batch_size, ...), optional
         The labels that samples were generated for, where the networks are conditional.
     mixing : Tensor of shape (batch_size,), optional

@@ -196,8 +196,7 @@ class Recorder:
         trajectory = Trajectory(self._store.description(), self._store)
         trajectory.check_matches(self._describe())
         trajectory.check_complete()
-        self._complete(self._store.record(0))
-        return trajectory.bind(self._step, None)
+        return trajectory.bind(self._complete(self._store.record(0)), None)
 
     def resume(self) -> int:
         """Go on with an interrupted recording: put networks, average and optimisers back to its last checkpoint.
@@ -262,24 +261,23 @@ class Recorder:
             shifts=self._shifts(),
         )
         if len(record.indices) != len(x):
-            raise ValueError(f"index names {len(record.indices)} rows, but x holds {len(x)} instances; expected one each.")
+            raise ValueError(
+                f"index names {len(record.indices)} rows, but x holds {len(x)} instances; expected as many."
+            )
         interpolates = self._penalty is not None and self._penalty.at == "interpolated"
         return Watch(self._modules, self._optimizers, self._rules, x, record.seed, interpolates), record, before
 
     def _end(
         self, watch: Watch, record: StepRecord, before: TrainingState | None, given: dict[str, Tensor | None]
     ) -> None:
-        record = self._complete(watch.completed(record, self._update, given))
-        assert self._step is not None
-        after = None
+        record = watch.completed(record, self._update, given)
+        step = self._complete(record)
         keeps = (record.index + 1) % self._spacing == 0
-        if keeps or before is not None:
-            after = self._snapshot()
-        if before is not None:
-            assert after is not None
+        after = self._snapshot() if keeps or before is not None else None
+        if before is not None and after is not None:
             # The state already holds what was done to the buffers before the step.
-            replayed = self._step(before, replace(record, shifts={}), watch.x.to(next(iter(before.generator.values()))))
-            check_step(before, after, replayed, record)
+            real = watch.x.to(next(iter(before.generator.values())))
+            check_step(before, after, step(before, replace(record, shifts={}), real), record)
         self._store.add(record)
         self._n_steps += 1
         self._note(record)
@@ -290,19 +288,18 @@ class Recorder:
             self._thin(after)
         self._left = {player: _copies(module.named_buffers()) for player, module in self._modules.items()}
 
-    def _complete(self, record: StepRecord) -> StepRecord:
-        """Learn from the first record what the training step needs to know."""
+    def _complete(self, record: StepRecord) -> TrainingStep:
+        """Return the training step, which learns the shape of latents from the first record."""
         assert self._step is not None
         if not self._step.latent_shape:
             assert record.latents_d is not None
             self._step = replace(
                 self._step, latent_shape=tuple(record.latents_d.shape[1:]), conditional=record.labels_d is not None
             )
-        return record
+        return self._step
 
     def _build(self) -> None:
         """Copy the networks as they are and read the optimisers' rules."""
-        self._rules: dict[str, Optimizer] = {}
         for player, optimizer in self._optimizers.items():
             rule = rule_of(optimizer)
             clipped = any(limit is not None for limit in self._clip.values())

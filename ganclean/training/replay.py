@@ -75,7 +75,9 @@ def _together(
         real = trajectory.source[record.indices]
 
         def advance(state: TrainingState, weights: Tensor, record=record, real=real) -> TrainingState:
-            return trajectory.step(state, record, real, weights, divisor=_divisor(weights, renormalize), functional=True)
+            return trajectory.step(
+                state, record, real, weights, divisor=_divisor(weights, renormalize), functional=True
+            )
 
         states = vmap(advance, randomness="same")(states, kept[:, record.indices].to(real))
     for i in range(len(kept)):

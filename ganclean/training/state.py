@@ -42,6 +42,7 @@ class TrainingState(NamedTuple):
         """The generator parameters that metrics look at: the average where one is kept."""
         return self.average or self.generator
 
+
 def map_state(function, *states: TrainingState) -> TrainingState:
     """Apply `function` to the corresponding tensors of one or more states."""
 

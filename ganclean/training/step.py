@@ -362,7 +362,7 @@ class TrainingStep:
     ) -> tuple[Tensor, Tensor, Tensors]:
         """Return the discriminator's outputs, ‖∇ₓD‖² for each sample, and the buffers afterwards."""
         if functional:
-            output, pull, buffers = torch.func.vjp(
+            output, pull, buffers = torch.func.vjp(  # type: ignore[misc]
                 lambda x: self._judge(theta, buffers, x, labels, seed), samples, has_aux=True
             )
             slope = pull(torch.ones_like(output))[0]

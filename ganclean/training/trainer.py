@@ -21,11 +21,11 @@ from ganclean.exceptions import NonFiniteError
 from ganclean.losses import check_penalty, resolve_loss
 from ganclean.optim import Adam, resolve_optimizer
 from ganclean.training.checkpoints import CheckpointPlan, plan_checkpoints, size_of
-from ganclean.training.recording import Recording
-from ganclean.training.state import TrainingState
 from ganclean.training.network import copied
 from ganclean.training.record import StepRecord
+from ganclean.training.recording import Recording
 from ganclean.training.schedule import scheduled_settings
+from ganclean.training.state import TrainingState
 from ganclean.training.step import UPDATES, TrainingStep
 from ganclean.training.store import FolderStore, MemoryStore
 from ganclean.training.tensorfile import content_hash

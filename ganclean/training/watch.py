@@ -25,7 +25,8 @@ SEEDS = {"real": 1, "fake": 2, "interpolated": 5, "generator": 4}
 class Watch:
     """What the networks and optimisers are seen to do in one step.
 
-    While it is attached, each call of a network is seeded as in `TrainingStep`, and torch's generator put back after it.
+    While it is attached, each call of a network is seeded as in `TrainingStep`, and torch's generator put back
+    afterwards.
     """
 
     modules: Mapping[str, nn.Module]
@@ -136,10 +137,14 @@ class Watch:
     def _check(self, update: str) -> None:
         """Raise where the step is not one update of the discriminator and at most one of the generator."""
         missing = [role for role in ("real", "fake") if role not in self.judged]
-        if missing or "discriminator" not in self.numbers or ("generator" in self.numbers) != ("generator" in self.judged):
+        if (
+            missing
+            or "discriminator" not in self.numbers
+            or ("generator" in self.numbers) != ("generator" in self.judged)
+        ):
             raise NetworkError(
-                "A step must judge real and generated samples once and update the discriminator; and where it updates the "
-                f"generator, judge generated samples for that. This one did: {', '.join(self.order) or 'nothing'}."
+                "A step must judge real and generated samples once and update the discriminator; and where it updates "
+                f"the generator, judge generated samples for that. This one did: {', '.join(self.order) or 'nothing'}."
             )
         if "generator" in self.judged:
             late = self.order.index("generator") > self.order.index("update of the discriminator")
