@@ -92,7 +92,7 @@ def main() -> None:
     record = next(warm)
     real = source[record.indices]
     after = step(state, record, real)
-    cotangents = [map_state(torch.randn_like, after.without_buffers())]
+    cotangents = [map_state(torch.randn_like, step.differentiable(after))]
     runs = {
         "eager training step": lambda: eager(source[record.indices], record.latents_d, record.latents_g),
         "recorded training step": lambda: step(state, record, source[record.indices]),

@@ -201,7 +201,7 @@ class ITD(InfluenceBackend):
             args = step, before, after, record, source[record.indices], list(cotangents.values())
             adjoints = dict(zip(cotangents, adjoint(*args)))
             if self.derivative == "secant" and math.isnan(self.deviation_):
-                self.deviation_ = _deviation(adjoints, lambda args=args: exact_adjoint(*args))
+                self.deviation_ = _deviation(adjoints, partial(exact_adjoint, *args))
             for name, one in adjoints.items():
                 growth = _size(one.cotangent) / sizes[name]
                 self._check_growth(name, growth, one, record.index, len(trajectory))

@@ -1,8 +1,10 @@
 """A GAN's training as anybody would write it: modules, torch.nn.functional, and the optimisers of torch.optim."""
 
 import copy
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, relu
 
 from ganclean.losses import R1, GradientPenalty
@@ -43,6 +45,15 @@ def torch_optimizer(rule, module):
     return TORCH_OPTIMIZERS[type(rule)](trained_parameters(module), **rule.get_params())
 
 
+class Outsider(NamedTuple):
+    """An instance that is added to every batch with a weight; its turn among a penalty's points is its own."""
+
+    instance: Tensor
+    weight: float
+    label: Tensor | None = None
+    turn: int = 0
+
+
 class EagerPlayer:
     """A network with its optimiser, its gradient clipping and its schedule."""
 
@@ -55,6 +66,13 @@ class EagerPlayer:
     def __call__(self, seed, *inputs):
         torch.manual_seed(seed)
         return self.module(*[x for x in inputs if x is not None])
+
+    def unchanged(self, *inputs):
+        """The outputs in the state that the last call left behind, for networks that no mode changes otherwise."""
+        self.module.eval()
+        output = self.module(*[x for x in inputs if x is not None])
+        self.module.train()
+        return output
 
     def differentiate(self, loss):
         """Set the gradients, clipped as the rule says."""
@@ -81,8 +99,8 @@ def squared_slope(output, samples):
 def train_eagerly(generator, discriminator, trainer, X, trajectory, weights=None, start=0, outsider=None):
     """Train copies of two networks on the batches and latents that a trajectory drew.
 
-    From step `start`, `weights` of shape (n_samples,) multiply the instances' terms; `outsider`, an instance and its
-    weight, is added to every batch. Returns the trained generator, discriminator and averaged generator.
+    From step `start`, `weights` of shape (n_samples,) multiply the instances' terms; an `outsider` is added to every
+    batch. Returns the trained generator, discriminator and averaged generator.
     """
     real, fake, deceive = LOSSES[trainer.loss]
     G = EagerPlayer(generator, trainer.optimizer_generator or trainer.optimizer, trainer.scheduler)
@@ -94,29 +112,38 @@ def train_eagerly(generator, discriminator, trainer, X, trajectory, weights=None
         due = penalty is not None and t % penalty.every == 0
         seed = record.seed
         shared = record.latents_g is record.latents_d
+        visited = outsider is not None and t >= start
         batch = X[record.indices].requires_grad_(due)
         fakes = G(seed, record.latents_d, record.labels_d)
         output = D(seed + 1, batch, record.labels).flatten()
         terms = real(output)
         if due and isinstance(penalty, R1):
             terms = terms + penalty.every * penalty.gamma / 2 * squared_slope(output, batch)
+        if visited:
+            alone, label = outsider.instance[None].requires_grad_(due), None
+            if outsider.label is not None:
+                label = outsider.label[None]
+            output = D.unchanged(alone, label).flatten()
+            term = real(output)
+            if due and isinstance(penalty, R1):
+                term = term + penalty.every * penalty.gamma / 2 * squared_slope(output, alone)
         judged = D(seed + 2, fakes.detach(), record.labels_d).flatten()
         if due and isinstance(penalty, GradientPenalty):
             share = record.mixing.view(-1, *[1] * (batch.ndim - 1))
             mixed = (share * batch + (1 - share) * fakes.detach()).detach().requires_grad_()
             slope = squared_slope(D(seed + 5, mixed, record.labels), mixed).sqrt()
             terms = terms + penalty.every * penalty.weight * (slope - penalty.target) ** 2
+            if visited:
+                turn = outsider.turn % len(batch)
+                mixed = share[turn] * alone + (1 - share[turn]) * fakes[turn].detach()
+                mixed = mixed.detach().requires_grad_()
+                slope = squared_slope(D.unchanged(mixed, label), mixed).sqrt()
+                term = term + penalty.every * penalty.weight * (slope - penalty.target) ** 2
         if weights is not None and t >= start:
             terms = terms * weights[record.indices]
         loss_d = terms.sum() / len(batch) + fake(judged).mean()
-        if outsider is not None and t >= start:
-            instance, weight = outsider
-            alone = instance[None].requires_grad_(due)
-            output = D.module(alone).flatten()
-            term = real(output)
-            if due and isinstance(penalty, R1):
-                term = term + penalty.every * penalty.gamma / 2 * squared_slope(output, alone)
-            loss_d = loss_d + weight * term[0] / len(batch)
+        if visited:
+            loss_d = loss_d + outsider.weight * term[0] / len(batch)
         D.differentiate(loss_d)
         if trainer.update == "alternating":
             D.update()

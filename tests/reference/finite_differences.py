@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tests.reference.eager_training import train_eagerly
+from tests.reference.eager_training import Outsider, train_eagerly
 
 STENCIL = {-2: 1 / 12, -1: -8 / 12, 1: 8 / 12, 2: -1 / 12}
 
@@ -38,14 +38,18 @@ def finite_difference_influences(cleaner, X, start=0, width=1e-3):
     return dict(zip(cleaner.metrics_, np.stack([derivative(row) for row in range(len(X))], axis=1)))
 
 
-def finite_difference_outsiders(cleaner, X, outsiders, start=0, width=1e-3):
+def finite_difference_outsiders(cleaner, X, outsiders, labels=None, start=0, width=1e-3):
     """Minus the derivative of every metric in the weight of an instance that is added to every batch."""
 
-    def derivative(x):
-        changes = [(factor / width, (x, offset * width)) for offset, factor in STENCIL.items()]
-        return -sum(factor * metric_values(cleaner, X, outsider=outsider, start=start) for factor, outsider in changes)
+    def derivative(turn):
+        label = None if labels is None else labels[turn]
+        values = 0
+        for offset, factor in STENCIL.items():
+            outsider = Outsider(outsiders[turn], offset * width, label, turn)
+            values = values + factor / width * metric_values(cleaner, X, outsider=outsider, start=start)
+        return -values
 
-    return dict(zip(cleaner.metrics_, np.stack([derivative(x) for x in outsiders], axis=1)))
+    return dict(zip(cleaner.metrics_, np.stack([derivative(turn) for turn in range(len(outsiders))], axis=1)))
 
 
 def largest_error(influences, expected):
