@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import sys
 import time
@@ -260,6 +261,16 @@ def _summarise(console, case: CleansingCase) -> None:
         )
 
 
+def _describe_backend(backend) -> str:
+    """Say how influence was computed and how far the computation can be trusted, where the back-end knows."""
+    described = repr(backend)
+    if math.isfinite(getattr(backend, "deviation_", math.nan)):
+        described += f"; in the first traced step the secant is {backend.deviation_:.1%} away from the exact derivative"
+    if getattr(backend, "growth_", None):
+        described += f"; the adjoint grew {max(backend.growth_.values()):.2g}-fold at most"
+    return described
+
+
 def _settings(
     args: argparse.Namespace, data: LoadedData, extractor: Extractor, case: CleansingCase, seconds: float
 ) -> dict[str, str]:
@@ -276,7 +287,7 @@ def _settings(
         "training": f"{args.epochs} epochs, batch {args.batch_size}, {step.loss!r}, {step.optimizer_generator!r}, "
         f"{step.update}, moving average {args.ema}",
         "metric": f"{args.metric} on {extractor[2]}, {args.samples} generated samples",
-        "influence": f"{case.cleaner.backend_!r}",
+        "influence": _describe_backend(case.cleaner.backend_),
         "retraining": f"the {window(case.curve.last_epochs)}, with the same batches and latents, without the removed "
         "instances, the discriminator's mean taken over the remaining ones",
         "seeds": f"{args.seeds}, from {args.seed}",

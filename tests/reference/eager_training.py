@@ -69,8 +69,9 @@ class EagerPlayer:
 
     def unchanged(self, *inputs):
         """The outputs in the state that the last call left behind, for networks that no mode changes otherwise."""
-        self.module.eval()
-        output = self.module(*[x for x in inputs if x is not None])
+        # Copies, since the next call writes into them.
+        buffers = {name: b.clone() for name, b in self.module.eval().named_buffers()}
+        output = torch.func.functional_call(self.module, buffers, tuple(x for x in inputs if x is not None))
         self.module.train()
         return output
 

@@ -1,0 +1,80 @@
+"""Keep your own training loop: record it, and find the training digits that harm the GAN.
+
+The loop is that of the DCGAN tutorial, with batch normalisation and a sigmoid at the end of the discriminator; only the
+lines with `recorder` are new.
+
+python examples/own_loop.py
+"""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ganclean import GANInfluence, Recorder
+from ganclean.backends import ITD
+from ganclean.data import Indexed
+from ganclean.datasets import load_digits_images
+from ganclean.losses import NonSaturating
+from ganclean.metrics import FID, train_classifier
+from ganclean.validation import estimation_accuracy
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+X, y = load_digits_images()
+X = torch.as_tensor(X)
+latent_dim = 16
+
+netG = nn.Sequential(
+    nn.ConvTranspose2d(latent_dim, 32, 2, 1, 0, bias=False),
+    nn.BatchNorm2d(32),
+    nn.SiLU(),
+    nn.ConvTranspose2d(32, 16, 4, 2, 1, bias=False),
+    nn.BatchNorm2d(16),
+    nn.SiLU(),
+    nn.ConvTranspose2d(16, 1, 4, 2, 1, bias=False),
+    nn.Tanh(),
+)
+netD = nn.Sequential(
+    nn.Conv2d(1, 16, 4, 2, 1, bias=False),
+    nn.SiLU(),
+    nn.Conv2d(16, 32, 4, 2, 1, bias=False),
+    nn.BatchNorm2d(32),
+    nn.SiLU(),
+    nn.Conv2d(32, 1, 2, 1, 0, bias=False),
+    nn.Sigmoid(),
+)
+criterion = nn.BCELoss()
+optimizerD = torch.optim.Adam(netD.parameters(), lr=1e-3, betas=(0.5, 0.99))
+optimizerG = torch.optim.Adam(netG.parameters(), lr=1e-3, betas=(0.5, 0.99))
+
+recorder = Recorder(netG, netD, optimizerG, optimizerD, loss=NonSaturating(outputs="probabilities"), random_state=0)
+for _ in range(20):
+    for data, index in DataLoader(Indexed(X), batch_size=64, shuffle=True):
+        with recorder.step(data, index):
+            # Discriminator: maximise log D(x) + log(1 - D(G(z)))
+            netD.zero_grad()
+            label = torch.ones(len(data))
+            criterion(netD(data).view(-1), label).backward()
+            fake = netG(torch.randn(len(data), latent_dim, 1, 1))
+            label.fill_(0.0)
+            criterion(netD(fake.detach()).view(-1), label).backward()
+            optimizerD.step()
+            # Generator: maximise log D(G(z))
+            netG.zero_grad()
+            label.fill_(1.0)
+            criterion(netD(fake).view(-1), label).backward()
+            optimizerG.step()
+trajectory = recorder.finish()
+print(f"recorded {len(trajectory)} steps, {trajectory.steps_per_epoch} an epoch")
+
+metric = FID(train_classifier(X.numpy(), y, n_features=16).features, n_samples=1000)
+cleaner = GANInfluence(metric=metric, backend=ITD(last_epochs=2), n_remove=0.1, random_state=0)
+cleaner.fit(X, trajectory=trajectory)
+harmful = np.argsort(-cleaner.harmfulness_)[:10]
+print(f"FID {cleaner.metric_value_:.2f}")
+print(f"the ten most harmful digits are rows {harmful.tolist()}, labels {y[harmful].tolist()}")
+print(f"the secant is {cleaner.backend_.deviation_:.1%} from the exact derivative in the first traced step")
+
+accuracy = estimation_accuracy(cleaner, n_instances=20, last_epochs=2, group_size=90)
+print(f"predicted against retrained, 20 groups of 5%: Kendall's tau {accuracy.kendall_tau:.2f}")
