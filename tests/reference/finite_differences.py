@@ -24,8 +24,8 @@ def metric_values(cleaner, X, **changes):
     return np.array(values)
 
 
-def finite_difference_influences(cleaner, X, start=0, width=1e-3):
-    """Minus the derivative of every metric in each row's weight from step `start`: a dict of arrays (n_samples,)."""
+def finite_difference_influences(cleaner, X, start=0, width=1e-3, rows=None):
+    """Minus the derivative of every metric in each row's weight from step `start`: a dict of arrays (n_rows,)."""
 
     def derivative(row):
         values = 0
@@ -35,7 +35,8 @@ def finite_difference_influences(cleaner, X, start=0, width=1e-3):
             values = values + factor / width * metric_values(cleaner, X, weights=weights, start=start)
         return -values
 
-    return dict(zip(cleaner.metrics_, np.stack([derivative(row) for row in range(len(X))], axis=1)))
+    rows = range(len(X)) if rows is None else rows
+    return dict(zip(cleaner.metrics_, np.stack([derivative(row) for row in rows], axis=1)))
 
 
 def finite_difference_outsiders(cleaner, X, outsiders, labels=None, start=0, width=1e-3):

@@ -1,0 +1,315 @@
+"""Conditional GANs from labels to scores."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from ganclean import CleansedEstimator
+from ganclean.backends import ITD
+from ganclean.exceptions import MetricError, NetworkError, TrajectoryError
+from ganclean.losses import R1, GradientPenalty
+from ganclean.metrics import FID, DiscriminatorLoss, SampleMean
+from ganclean.validation import counterfactual_retrain, estimation_accuracy
+from tests.reference.eager_training import train_eagerly
+from tests.reference.finite_differences import (
+    finite_difference_influences,
+    finite_difference_outsiders,
+    largest_error,
+    metric_values,
+)
+from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data
+
+X = toy_data()
+CLASSES = np.random.default_rng(2).choice(3, size=16, p=[0.6, 0.25, 0.15])
+VECTORS = np.random.default_rng(3).normal(size=(16, 2))
+SCHEMES = [("exact", 1e-5), ("secant", 1e-3)]
+
+
+class Conditional(nn.Module):
+    """A perceptron that adds to its hidden units what it makes of the label."""
+
+    def __init__(self, n_in, n_out, activation, of_label):
+        super().__init__()
+        self.first, self.of_label, self.last = nn.Linear(n_in, 6), of_label, nn.Linear(6, n_out)
+        self.activation = activation
+
+    def forward(self, x, label):
+        return self.last(self.activation(self.first(x) + self.of_label(label)))
+
+
+def networks(of_label=lambda: nn.Embedding(3, 6), seed=0):
+    torch.manual_seed(seed)
+    generator = Conditional(3, 2, nn.Tanh(), of_label())
+    return generator.double(), Conditional(2, 1, nn.Softplus(), of_label()).double()
+
+
+def of_vectors():
+    return networks(lambda: nn.Linear(2, 6))
+
+
+def cleaner_of(pair=None, **settings):
+    return toy_cleaner(networks() if pair is None else pair, conditional=True, **settings)
+
+
+class Items(Dataset):
+    """Items of one's own kind."""
+
+    def __init__(self, X, y, make):
+        self.X, self.y, self.make = torch.from_numpy(X), y, make
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, row):
+        return self.make(self.X[row], self.y[row])
+
+
+def tuples(X, y):
+    return Items(X, y, lambda x, label: (x, int(label)))
+
+
+def mappings(X, y):
+    return Items(X, y, lambda x, label: {"image": x, "label": label})
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return cleaner_of().fit(X, CLASSES)
+
+
+KINDS = {"classes": (networks, CLASSES), "vectors": (of_vectors, VECTORS)}
+
+
+@pytest.mark.parametrize(("make", "y"), KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("update", ["alternating", "simultaneous"])
+def test_influence_is_the_derivative_in_the_weights(make, y, update):
+    metric, expected = {"fid": FID(n_samples=60), "mean": SampleMean(n_samples=60)}, None
+    for derivative, tolerance in SCHEMES:
+        backend = ITD(derivative=derivative, delta=1e-4)
+        cleaner = cleaner_of(make(), metric=metric, backend=backend, update=update, optimizer=OPTIMIZERS["adam"])
+        cleaner.fit(X, y)
+        expected = expected or finite_difference_influences(cleaner, torch.from_numpy(X))
+        assert largest_error(cleaner.influences_, expected) < tolerance, derivative
+
+
+@pytest.mark.parametrize(("make", "y"), KINDS.values(), ids=KINDS)
+def test_training_equals_a_plain_loop_over_instances_with_their_labels(make, y):
+    cleaner = cleaner_of(make(), n_epochs=4).fit(X, y)
+    trajectory = cleaner.trajectory_
+    assert all(np.array_equal(trajectory[t].labels, y[trajectory[t].indices]) for t in range(12))
+    generator, discriminator, _ = train_eagerly(*make(), cleaner.trainer, torch.from_numpy(X), trajectory)
+    final = trajectory.state(12)
+    torch.testing.assert_close(final.generator, {n: p.detach() for n, p in generator.named_parameters()})
+    torch.testing.assert_close(final.discriminator, {n: p.detach() for n, p in discriminator.named_parameters()})
+
+
+def test_samples_are_generated_for_labels_of_the_data_and_not_always_for_those_of_the_batch():
+    trajectory = cleaner_of(n_epochs=4).fit(X, CLASSES).trajectory_
+    records = [trajectory[t] for t in range(12)]
+    assert not all(torch.equal(record.labels, record.labels_d) for record in records)
+    assert not all(torch.equal(record.labels_g, record.labels_d) for record in records)
+    drawn = torch.cat([labels for record in records for labels in (record.labels_d, record.labels_g)])
+    assert set(drawn.tolist()) == set(CLASSES)
+
+
+def test_a_class_equals_its_indicator_vector():
+    indicators = networks(lambda: nn.Linear(3, 6, bias=False))
+    for one, other in zip(indicators, networks()):
+        state = other.state_dict()
+        state["of_label.weight"] = state["of_label.weight"].T
+        one.load_state_dict(state)
+    vectors, classes = cleaner_of(indicators).fit(X, np.eye(3)[CLASSES]), cleaner_of().fit(X, CLASSES)
+    np.testing.assert_allclose(vectors.influence_, classes.influence_, rtol=1e-9)
+    np.testing.assert_allclose(
+        vectors.score_samples(X[:4], np.eye(3)[CLASSES[:4]]), classes.score_samples(X[:4], CLASSES[:4]), rtol=1e-9
+    )
+
+
+CONTAINERS = {
+    "list": lambda y: (X, y.tolist()),
+    "tensor": lambda y: (torch.from_numpy(X), torch.from_numpy(y)),
+    "series": lambda y: (pd.DataFrame(X), pd.Series(y, index=range(50, 66))),
+    "dataset and y": lambda y: (TensorDataset(torch.from_numpy(X)), y),
+    "TensorDataset": lambda y: (TensorDataset(torch.from_numpy(X), torch.from_numpy(y)), None),
+    "dataset of tuples": lambda y: (tuples(X, y), None),
+    "dataset of mappings": lambda y: (mappings(X, y), None),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
+def test_labels_from_any_container_give_the_same_influences_and_scores(container, fitted):
+    data, y = container(CLASSES)
+    cleaner = cleaner_of().fit(data, y)
+    assert np.array_equal(cleaner.influence_, fitted.influence_)
+    assert np.array_equal(cleaner.score_samples(data, y), fitted.score_samples(X, CLASSES))
+
+
+def test_y_takes_precedence_over_the_labels_in_a_dataset(fitted):
+    cleaner = cleaner_of().fit(tuples(X, np.zeros(16, dtype=int)), CLASSES)
+    assert np.array_equal(cleaner.influence_, fitted.influence_)
+
+
+@pytest.mark.parametrize(
+    "data", [X, torch.from_numpy(X), TensorDataset(torch.from_numpy(X))], ids=["array", "tensor", "dataset"]
+)
+def test_missing_labels_are_asked_for(data, fitted):
+    with pytest.raises(NetworkError, match="networks are conditional, but there are no labels"):
+        cleaner_of().fit(data)
+    with pytest.raises(ValueError, match=r"labels of new instances are needed. Call score_samples\(X, y\), or"):
+        fitted.score_samples(data)
+
+
+def test_as_many_labels_as_instances_are_needed(fitted):
+    for call in (cleaner_of().fit, fitted.score_samples, cleaner_of().estimate_cost):
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            call(X, CLASSES[:5])
+
+
+def test_without_conditional_training_labels_are_ignored():
+    plain = toy_cleaner().fit(X)
+    for data, y in ((X, CLASSES), (tuples(X, CLASSES), None)):
+        cleaner = toy_cleaner().fit(data, y)
+        assert np.array_equal(cleaner.influence_, plain.influence_)
+        assert cleaner.sample(3)[1] is None
+
+
+class Marked(Conditional):
+    """Writes the label into the second coordinate of its samples."""
+
+    def forward(self, x, label):
+        return super().forward(x, label) * torch.tensor([1.0, 1e-3]) + 10 * nn.functional.pad(label[:, None], (1, 0))
+
+
+@pytest.mark.parametrize("container", [np.asarray, torch.from_numpy], ids=["array", "tensor"])
+def test_samples_come_with_the_labels_that_they_were_made_for(container):
+    torch.manual_seed(0)
+    generator = Marked(3, 2, nn.Tanh(), nn.Embedding(3, 6)).double()
+    cleaner = cleaner_of((generator, networks()[1]), n_epochs=1).fit(container(X), CLASSES)
+    samples, labels = cleaner.sample(3000)
+    assert type(samples) is type(labels) is type(container(X))
+    assert labels.shape == (3000,) and np.array_equal(np.round(samples[:, 1] / 10), labels)
+    shares = np.bincount(labels, minlength=3) / 3000
+    np.testing.assert_allclose(shares, np.bincount(CLASSES, minlength=3) / 16, atol=0.03)
+
+
+def test_sampled_label_vectors_are_rows_of_the_data():
+    labels = cleaner_of(of_vectors(), n_epochs=1).fit(X, VECTORS).sample(200)[1]
+    assert {tuple(label) for label in labels} == {tuple(label) for label in VECTORS}
+
+
+OUTSIDERS = np.array([[0.0, 0.0], [3.0, -2.0], [3.0, -2.0], [-1.0, 4.0]])
+OF_OUTSIDERS = {"classes": np.array([2, 1, 0, 0]), "vectors": np.array([[0.0, 1.0], [1.0, 1.0], [-2.0, 0.5], [0, 0]])}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("settings", [{}, {"penalty": R1(), "n_critic": 2}, {"penalty": GradientPenalty()}])
+def test_the_score_of_an_outsider_is_the_derivative_in_its_weight(kind, settings):
+    (make, y), labels = KINDS[kind], OF_OUTSIDERS[kind]
+    expected = None
+    for derivative, tolerance in SCHEMES:
+        cleaner = cleaner_of(make(), backend=ITD(derivative=derivative, delta=1e-4), **settings).fit(X, y)
+        if expected is None:
+            of_each = torch.from_numpy(OUTSIDERS), torch.from_numpy(labels)
+            expected = -finite_difference_outsiders(cleaner, torch.from_numpy(X), *of_each)["FID"] / 9 * 3
+        scores = cleaner.score_samples(OUTSIDERS, labels)
+        np.testing.assert_allclose(scores, expected, rtol=tolerance)
+        assert abs(scores[1] / scores[2] - 1) > 0.01, "the label makes no difference"
+
+
+def test_where_every_step_draws_every_instance_scores_equal_harmfulness():
+    cleaner = cleaner_of(batch_size=16).fit(X, CLASSES)
+    np.testing.assert_allclose(cleaner.score_samples(X, CLASSES), cleaner.harmfulness_, rtol=1e-6)
+    others = cleaner.score_samples(X, (CLASSES + 1) % 3)
+    assert not np.isclose(others, cleaner.harmfulness_, rtol=1e-3).any()
+
+
+@pytest.mark.parametrize("make", [tuples, mappings])
+def test_a_dataset_loses_what_is_harmful_with_its_labels(make, fitted):
+    data = make(X, CLASSES)
+    kept = cleaner_of().fit(data).transform(data)
+    assert isinstance(kept, Subset) and kept.dataset is data
+    assert list(kept.indices) == fitted.sample_indices_.tolist()
+    rng = np.random.default_rng(5)
+    new, labels = rng.normal(size=(50, 2)), rng.integers(0, 3, size=50)
+    expected = np.flatnonzero(fitted.score_samples(new, labels) <= fitted.threshold_)
+    assert 0 < len(expected) < 50
+    assert list(fitted.transform(make(new, labels)).indices) == expected.tolist()
+
+
+def test_the_training_data_are_cleansed_without_their_labels_and_others_are_not(fitted):
+    assert np.array_equal(fitted.transform(X), X[fitted.support_])
+    with pytest.raises(ValueError, match="labels of new instances are needed"):
+        fitted.transform(X + 1)
+
+
+def test_resampling_drops_instances_and_labels_together(fitted):
+    X_kept, y_kept = cleaner_of().fit_resample(X, CLASSES)
+    assert np.array_equal(X_kept, X[fitted.support_]) and np.array_equal(y_kept, CLASSES[fitted.support_])
+
+
+def test_a_classifier_is_fitted_to_what_a_conditional_cleanser_keeps(fitted):
+    both = CleansedEstimator(cleaner_of(), LogisticRegression()).fit(X, CLASSES)
+    expected = LogisticRegression().fit(X[fitted.support_], CLASSES[fitted.support_])
+    assert np.array_equal(both.predict(X), expected.predict(X))
+
+
+@pytest.mark.parametrize(("make", "y"), KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_retraining_gives_what_an_eager_run_without_the_instances_gives(make, y, vectorize):
+    cleaner = cleaner_of(make()).fit(X, y)
+    removals, expected = [[], [3], [0, 1, 15]], []
+    for rows in removals:
+        weights = torch.ones(16, dtype=torch.float64)
+        weights[rows] = 0
+        expected.append(metric_values(cleaner, torch.from_numpy(X), weights=weights)[0])
+    assert expected[0] == pytest.approx(cleaner.metric_value_, rel=1e-10)
+    np.testing.assert_allclose(counterfactual_retrain(cleaner, removals, vectorize=vectorize), expected, rtol=1e-8)
+
+
+def test_influence_predicts_retraining_on_smooth_networks():
+    cleaner = cleaner_of(optimizer=OPTIMIZERS["sgd"], n_epochs=4).fit(X, CLASSES)
+    accuracy = estimation_accuracy(cleaner, n_instances=16)
+    assert accuracy.kendall_tau > 0.9 and accuracy.pearson > 0.99
+
+
+def test_a_trajectory_of_other_labels_is_refused(fitted):
+    with pytest.raises(TrajectoryError, match="data"):
+        cleaner_of().fit(X, (CLASSES + 1) % 3, trajectory=fitted.trajectory_)
+
+
+def test_a_trajectory_on_disk_is_traced_again_with_the_labels(tmp_path, fitted):
+    recorded = cleaner_of(store=tmp_path / "run").fit(X, CLASSES)
+    again = cleaner_of().fit(tuples(X, CLASSES), trajectory=tmp_path / "run")
+    assert np.array_equal(recorded.influence_, fitted.influence_)
+    assert np.array_equal(again.influence_, fitted.influence_)
+    assert torch.equal(again.trajectory_[4].labels_g, fitted.trajectory_[4].labels_g)
+
+
+def test_the_cost_of_conditional_training_is_estimated():
+    estimate = cleaner_of().estimate_cost(X, CLASSES)
+    of_dataset = cleaner_of().estimate_cost(tuples(X, CLASSES))
+    assert (estimate.n_steps, estimate.n_traced) == (of_dataset.n_steps, of_dataset.n_traced) == (9, 9)
+    assert estimate.memory_bytes == of_dataset.memory_bytes > 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("view", [np.flip, lambda y: np.broadcast_to(y[0], 16)], ids=["reversed", "not writable"])
+def test_labels_may_be_a_view(view):
+    y = view(CLASSES)
+    assert np.array_equal(cleaner_of().fit(X, y).influence_, cleaner_of().fit(X, y.tolist()).influence_)
+
+
+def test_labels_are_the_users_to_change_after_fit(fitted):
+    y = CLASSES.copy()
+    cleaner = cleaner_of().fit(X, y)
+    y[:] = 0
+    assert counterfactual_retrain(cleaner, [[]])[0] == pytest.approx(cleaner.metric_value_, rel=1e-12)
+
+
+def test_the_discriminators_loss_judges_the_reference_with_labels_of_its_own():
+    with pytest.raises(MetricError, match="label"):
+        cleaner_of(metric=DiscriminatorLoss(n_samples=16)).fit(X, CLASSES)
