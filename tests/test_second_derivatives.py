@@ -155,7 +155,7 @@ def test_networks_that_compile_themselves_are_traced():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: perceptrons(Applied(Tanh)), "setup_context"),
+        (lambda: perceptrons(Applied(Tanh)), "once_differentiable"),
         (lambda: perceptrons(Applied(TanhInTwoParts)), "once_differentiable"),
         (attentive, "scaled_dot_product"),
     ],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from ganclean.training.network import Network
 from ganclean.training.record import StepRecord
 from ganclean.training.state import Tensors, TrainingState, ravel, unravel
 from ganclean.training.step import TrainingStep, gradient_of, is_shared, shifted
@@ -139,8 +141,14 @@ def secant_adjoint(
     state = shifted(state, record)
     generator, discriminator = step.players
     theta_g, start_g = _leaves(state.generator), _leaves(generator.trace(state.buffers_generator))
-    with torch.enable_grad():
-        fake, between_g = step.generate(theta_g, {**state.buffers_generator, **start_g}, record)
+
+    def generate():
+        with torch.enable_grad():
+            return step.generate(theta_g, {**state.buffers_generator, **start_g}, record)
+
+    fake, between_g = generate()
+    # Each metric goes back through a graph of its own, since compiled modules do not let it be used twice.
+    graphs = [(fake, between_g)]
     with torch.no_grad():
         # Of the discriminator's buffers, training looks at the vectors of spectral norms alone.
         played = step.iterated(state.discriminator, state.buffers_discriminator, record)
@@ -171,15 +179,17 @@ def secant_adjoint(
         return evaluate
 
     def gradient_d() -> Tensors:
-        return gradient_of(
-            lambda theta: step.discriminator_loss(
-                theta, state.buffers_discriminator, played, record, real, fake.detach()
-            ),
-            state.discriminator,
-        )[0]
+        with discriminator.installed(state.discriminator):
+            return gradient_of(
+                lambda theta: step.discriminator_loss(
+                    theta, state.buffers_discriminator, played, record, real, fake.detach()
+                ),
+                state.discriminator,
+            )[0]
 
     def gradient_g() -> Tensors:
-        return gradient_of(lambda theta: (loss_g(theta, opponent, {}, {})(theta)[0], ()), state.generator)[0]
+        with step.installed(state.generator, opponent):
+            return gradient_of(lambda theta: (loss_g(theta, opponent, {}, {})(theta)[0], ()), state.generator)[0]
 
     pull_d = step.optimizer_discriminator.at(record.settings_d).pullback(
         state.discriminator, state.moments_discriminator, after.moments_discriminator, record.number_d, gradient_d
@@ -200,9 +210,10 @@ def secant_adjoint(
                 average = {n: step.ema_decay * c for n, c in average.items()}
             passed, v, moments_g = pull_g(to_g, moments_g)
             starts = (opponent, generator.trace(between_g), discriminator.trace(between_d))
-            pulled = _central_difference(
-                loss_g, state.generator, starts, v, (buffers_g, buffers_d), record.seed, secant
-            )
+            with discriminator.installed(opponent):
+                pulled = _central_difference(
+                    generator, loss_g, state.generator, starts, v, (buffers_g, buffers_d), record.seed, secant
+                )
             to_g = unravel(passed + pulled.theta, state.generator)
             rivals, buffers_g, buffers_d = pulled.beside
             to_opponent = ravel(rivals)
@@ -213,17 +224,20 @@ def secant_adjoint(
         if step.update == "simultaneous":
             passed = passed + to_opponent
         inputs = ({"fake": fake}, discriminator.trace(state.buffers_discriminator))
-        pulled = _central_difference(loss_d, state.discriminator, inputs, v, (buffers_d,), record.seed, secant)
-        through, buffers_d = pulled.beside
-        reached = {"fake": fake, **{n: between_g[n] for n in start_g if between_g[n].requires_grad}}
-        sources = {**theta_g, **{f"buffer {n}": b for n, b in start_g.items()}}
-        pushed = grad(
-            list(reached.values()),
-            list(sources.values()),
-            [through["fake"], *(buffers_g[n] for n in list(reached)[1:])],
-            retain_graph=True,
-            materialize_grads=True,
+        pulled = _central_difference(
+            discriminator, loss_d, state.discriminator, inputs, v, (buffers_d,), record.seed, secant
         )
+        through, buffers_d = pulled.beside
+        made, changed = graphs.pop() if graphs else generate()
+        reached = {"fake": made, **{n: changed[n] for n in start_g if changed[n].requires_grad}}
+        sources = {**theta_g, **{f"buffer {n}": b for n, b in start_g.items()}}
+        with generator.installed(state.generator):
+            pushed = grad(
+                list(reached.values()),
+                list(sources.values()),
+                [through["fake"], *(buffers_g[n] for n in list(reached)[1:])],
+                materialize_grads=True,
+            )
         weights = real.new_zeros(len(real)) if pulled.terms is None else pulled.terms / len(real)
         return StepAdjoint(
             TrainingState(
@@ -242,7 +256,29 @@ def secant_adjoint(
     return [pull(cotangent) for cotangent in cotangents]
 
 
+def check_second_derivative(step: TrainingStep, state: TrainingState, record: StepRecord, real: Tensor) -> None:
+    """Raise `RuntimeError` where the networks have no second derivative.
+
+    Plain autograd says so; `torch.func` takes what is marked as differentiable only once for a constant.
+    """
+    with torch.no_grad():
+        fake, _ = step.generate(state.generator, state.buffers_generator, record)
+        played = step.iterated(state.discriminator, state.buffers_discriminator, record)
+    theta_g, theta_d = _leaves(state.generator), _leaves(state.discriminator)
+    with torch.enable_grad(), step.installed(theta_g, theta_d):
+        loss = step.discriminator_loss(theta_d, state.buffers_discriminator, played, record, real, fake)[0]
+        complete = replace(record, latents_g=record.latents_d, labels_g=record.labels_d)
+        buffers = {**state.buffers_discriminator, **played[-1]}
+        loss = loss + step.generator_loss(theta_g, theta_d, state.buffers_generator, buffers, complete)[0]
+        leaves = [*theta_g.values(), *theta_d.values()]
+        # What is marked as differentiable only once fails where its cotangent depends on the parameters, as that of the
+        # square does, and where the whole graph is walked through, as `backward` does.
+        gradients = grad(loss * loss, leaves, create_graph=True, materialize_grads=True)
+        torch.stack([(g * g).sum() for g in gradients]).sum().backward()
+
+
 def _central_difference(
+    network: Network,
     make_loss: Callable,
     params: Tensors,
     starts: tuple[Tensors, ...],
@@ -264,25 +300,28 @@ def _central_difference(
             return _Pulled(torch.zeros_like(v), nothing, None)
         looks = [_Look(0.0, v, 1.0, 1.0)]
     theta, leaves = _leaves(params), tuple(_leaves(tensors) for tensors in starts)
-    total, terms = theta[next(iter(theta))].new_zeros(()), None
-    with torch.enable_grad():
-        evaluate = make_loss(theta, *leaves)
-        for look in looks:
-            scale = look.share / (2 * look.width)
-            for sign in (1, -1):
-                move = unravel(look.offset + sign * look.width * look.direction, params)
-                loss, buffers, beside = evaluate({n: p + move[n] for n, p in theta.items()})
-                total = total + sign * scale * loss
-                if beside is not None:
-                    part = sign * scale * beside.detach()
-                    terms = part if terms is None else terms + part
+    flat = [*theta.values(), *(leaf for tensors in leaves for leaf in tensors.values())]
+    totals, terms = [torch.zeros_like(leaf) for leaf in flat], None
+    for look in looks:
+        for sign in (1, -1):
+            scale = sign * look.share / (2 * look.width)
+            move = unravel(look.offset + sign * look.width * look.direction, params)
+            with torch.enable_grad():
+                moved = {n: p + move[n] for n, p in theta.items()}
+                loss, buffers, beside = make_loss(theta, *leaves)(moved)
+                value = scale * loss
                 for tensors, cotangent in zip(buffers, cotangents):
                     for name, c in cotangent.items():
-                        total = total + (c * tensors[name]).sum() / (2 * len(looks))
-    flat = [*theta.values(), *(leaf for tensors in leaves for leaf in tensors.values())]
-    gradients = iter(grad(total, flat, materialize_grads=True))
-    joined = torch.cat([next(gradients).reshape(-1) for _ in theta])
-    return _Pulled(joined, tuple({n: next(gradients) for n in tensors} for tensors in leaves), terms)
+                        value = value + (c * tensors[name]).sum() / (2 * len(looks))
+            with network.installed(moved):
+                gradients = grad(value, flat, materialize_grads=True)
+            totals = [total + gradient for total, gradient in zip(totals, gradients)]
+            if beside is not None:
+                part = scale * beside.detach()
+                terms = part if terms is None else terms + part
+    sums = iter(totals)
+    joined = torch.cat([next(sums).reshape(-1) for _ in theta])
+    return _Pulled(joined, tuple({n: next(sums) for n in tensors} for tensors in leaves), terms)
 
 
 def _looks(params: Tensors, v: Tensor, seed: int, secant: Secant) -> list[_Look]:

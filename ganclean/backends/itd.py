@@ -13,7 +13,15 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from ganclean.backends.adjoint import Adjoint, Secant, StepAdjoint, exact_adjoint, secant_adjoint, secant_width
+from ganclean.backends.adjoint import (
+    Adjoint,
+    Secant,
+    StepAdjoint,
+    check_second_derivative,
+    exact_adjoint,
+    secant_adjoint,
+    secant_width,
+)
 from ganclean.backends.base import InfluenceBackend
 from ganclean.backends.calibration import best_width, calibrate_width
 from ganclean.backends.resumable import Reached, progress_key
@@ -160,6 +168,8 @@ class ITD(InfluenceBackend):
         """Trace one step, with its own new state as cotangent, to find out whether the networks allow it."""
         self._check_parameters()
         after = step(state, record, real)
+        if self.derivative == "exact":
+            check_second_derivative(step, state, record, real)
         self._adjoint(1e-2)(step, state, after, record, real, [step.differentiable(after)])
 
     def _check_parameters(self) -> None:
@@ -201,7 +211,7 @@ class ITD(InfluenceBackend):
             args = step, before, after, record, source[record.indices], list(cotangents.values())
             adjoints = dict(zip(cotangents, adjoint(*args)))
             if self.derivative == "secant" and math.isnan(self.deviation_):
-                self.deviation_ = _deviation(adjoints, partial(exact_adjoint, *args))
+                self.deviation_ = _deviation(adjoints, *args)
             for name, one in adjoints.items():
                 growth = _size(one.cotangent) / sizes[name]
                 self._check_growth(name, growth, one, record.index, len(trajectory))
@@ -216,7 +226,7 @@ class ITD(InfluenceBackend):
             return
         became = f"grew {growth:.1e}-fold" if math.isfinite(growth) else "became NaN or infinite"
         raise NonFiniteError(
-            f"The adjoint of the metric {name!r} {became} until step {index} of {n_steps}: training is too rough there "
+            f"The adjoint of the metric {name!r} {became} at step {index} of {n_steps}: training is too rough there "
             "to be traced further back, and influences would be noise. Trace fewer epochs (ITD(last_epochs=...)), "
             "widen the secant (delta=3e-2, or 'auto'), choose smooth activations such as SiLU, or lower the learning "
             "rate."
@@ -257,12 +267,21 @@ def _size(cotangent: TrainingState) -> float:
     return math.sqrt(sum(float(ravel(part).double().square().sum()) for part in parts if part))
 
 
-def _deviation(adjoints: Mapping[str, StepAdjoint], evaluate: Callable[[], list[StepAdjoint]]) -> float:
+def _deviation(
+    adjoints: Mapping[str, StepAdjoint],
+    step: TrainingStep,
+    before: TrainingState,
+    after: TrainingState,
+    record: StepRecord,
+    real: Tensor,
+    cotangents: list[TrainingState],
+) -> float:
     """Return how far the secant's contributions of the instances are from the exact ones; NaN where there are none."""
     if not any(bool(one.weights.any()) for one in adjoints.values()):
         return math.nan
     try:
-        exact = evaluate()
+        check_second_derivative(step, before, record, real)
+        exact = exact_adjoint(step, before, after, record, real, cotangents)
     except (RuntimeError, NotImplementedError):
         return math.nan
     expected = torch.cat([one.weights for one in exact])

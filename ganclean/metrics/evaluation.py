@@ -73,14 +73,17 @@ class Evaluator:
         if not value.requires_grad:
             raise independent
         judging = [*discriminator.values(), *buffers_d.values()]
-        to_features, *to_judging = grad(value, [features, *judging], materialize_grads=True)
+        with self.step.players[1].installed(discriminator):
+            to_features, *to_judging = grad(value, [features, *judging], materialize_grads=True)
         params, buffers_g = _leaves(state.evaluated), _leaves(traced.buffers_generator)
         making = [*params.values(), *buffers_g.values()]
         total = [torch.zeros_like(p) for p in making]
         pieces = to_features.split(self.chunk_size)
         for chunk, piece in zip(self._chunks(metric.sample_size), pieces):
             samples = self._sample(params, {**state.buffers_generator, **buffers_g}, chunk)
-            for sum_, g in zip(total, grad(self._extract(metric, samples), making, piece, materialize_grads=True)):
+            with self.step.players[0].installed(params):
+                pieced = grad(self._extract(metric, samples), making, piece, materialize_grads=True)
+            for sum_, g in zip(total, pieced):
                 sum_ += g
         everything = [*total, *to_judging]
         value = value.detach()

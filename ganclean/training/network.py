@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,7 @@ class Network:
             traced += [f"{prefix}.{name}" if prefix else name for name in names]
         self.traced = tuple(traced)
         self._normals = [name for name in traced if not name.endswith(("running_mean", "running_var"))]
+        self._places = self._find_places()
         self._is_stateless = not dict(self.module.named_buffers())
         self._calling = _Calling(self.module)
         self._iterating = _Iterating(self.module, self._iterations)
@@ -109,6 +110,20 @@ class Network:
             inside |= {f"module.{name}": p for name, p in theta.items()}
             return functional_call(self._calling, inside, inputs)
 
+    @contextmanager
+    def installed(self, theta: Tensors, trained: bool = True) -> Iterator[None]:
+        """Hold parameters in the module for a backward pass, with or without a derivative in them.
+
+        Checkpointed activations are computed anew in the backward pass, when the call that brought its own parameters
+        along is over.
+        """
+        with ExitStack() as stack:
+            for name, tensor in theta.items():
+                for owner, leaf in self._places[name]:
+                    stack.callback(owner._parameters.__setitem__, leaf, owner._parameters[leaf])
+                    owner._parameters[leaf] = tensor.detach().requires_grad_(trained)  # type: ignore[assignment]
+            yield
+
     def iterate(self, theta: Tensors, buffers: Tensors) -> Tensors:
         """Return the vectors of all spectral norms after the power iteration of one call in training mode."""
         if not self._iterations:
@@ -123,6 +138,14 @@ class Network:
         if self.module.training:
             self.module.eval()
         return functional_call(self.module, {**buffers, **theta}, inputs)
+
+    def _find_places(self) -> dict[str, list[tuple[nn.Module, str]]]:
+        """Return where each parameter is held; tied ones are in several places."""
+        places: dict[int, list[tuple[nn.Module, str]]] = {}
+        for owner in self.module.modules():
+            for leaf, p in owner._parameters.items():
+                places.setdefault(id(p), []).append((owner, leaf))
+        return {name: places[id(p)] for name, p in self.module.named_parameters()}
 
     def _train(self) -> None:
         if not self.module.training:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -170,13 +170,14 @@ class TrainingStep:
         with nullcontext() if functional else torch.no_grad():
             fake, buffers_g = self.generate(state.generator, state.buffers_generator, record)
             played = self.iterated(state.discriminator, state.buffers_discriminator, record)
-        gradient, (_, buffers_d) = gradient_of(
-            lambda theta: self.discriminator_loss(
-                theta, state.buffers_discriminator, played, record, real, fake, weights, divisor, functional
-            ),
-            state.discriminator,
-            functional,
-        )
+        with nullcontext() if functional else discriminator.installed(state.discriminator):
+            gradient, (_, buffers_d) = gradient_of(
+                lambda theta: self.discriminator_loss(
+                    theta, state.buffers_discriminator, played, record, real, fake, weights, divisor, functional
+                ),
+                state.discriminator,
+                functional,
+            )
         if push is not None:
             gradient = {name: g + push[name] for name, g in gradient.items()}
         parameters_d, moments_d = self.optimizer_discriminator.at(record.settings_d).update(
@@ -194,13 +195,14 @@ class TrainingStep:
         with nullcontext() if functional else torch.no_grad():
             played_g = {} if is_shared(record) else generator.iterate(state.generator, buffers_g)
             played_d = discriminator.iterate(opponent, buffers_d)
-        gradient, (buffers_g, buffers_d) = gradient_of(
-            lambda theta: self.generator_loss(
-                theta, opponent, {**buffers_g, **played_g}, {**buffers_d, **played_d}, record
-            ),
-            state.generator,
-            functional,
-        )
+        with nullcontext() if functional else self.installed(state.generator, opponent):
+            gradient, (buffers_g, buffers_d) = gradient_of(
+                lambda theta: self.generator_loss(
+                    theta, opponent, {**buffers_g, **played_g}, {**buffers_d, **played_d}, record
+                ),
+                state.generator,
+                functional,
+            )
         parameters_g, moments_g = self.optimizer_generator.at(record.settings_g).update(
             state.generator, gradient, state.moments_generator, record.number_g
         )
@@ -211,6 +213,12 @@ class TrainingStep:
             buffers_generator=buffers_g,
             buffers_discriminator=buffers_d,
         )
+
+    @contextmanager
+    def installed(self, theta_g: Tensors, theta_d: Tensors) -> Iterator[None]:
+        """Hold parameters in both networks for the generator's backward pass; see `Network.installed`."""
+        with self.players[0].installed(theta_g), self.players[1].installed(theta_d, trained=False):
+            yield
 
     def generate(self, theta: Tensors, buffers: Tensors, record: StepRecord) -> tuple[Tensor, Tensors]:
         """Return the samples of the discriminator's update in training mode, and the buffers afterwards."""
