@@ -296,10 +296,7 @@ class GANInfluence(Cleanser):
             source,
             step.drawn(next(trainer.draw(step, source, 0)), source),
             getattr(backend, "probe", lambda *_: None),
-            n_steps=len(trajectory),
-            n_traced=len(trajectory) - trajectory.start_of_last(backend.traced_epochs()),
-            checkpoint_every=plan.every,
-            on_disk=trainer.store is not None,
+            plan,
         )
 
     @property

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ganclean.data import DataSource
 from ganclean.exceptions import NetworkError
+from ganclean.training.checkpoints import CheckpointPlan
 from ganclean.training.network import Network
 from ganclean.training.record import StepRecord
-from ganclean.training.state import TrainingState, flatten_state
+from ganclean.training.state import TrainingState
 from ganclean.training.step import TrainingStep, one_number_per_sample
 
 Trace = Callable[[TrainingStep, TrainingState, StepRecord, Tensor], None]
@@ -151,30 +152,19 @@ def probe_step(step: TrainingStep, source: DataSource, record: StepRecord, trace
 
 
 def estimate_cost(
-    step: TrainingStep,
-    source: DataSource,
-    record: StepRecord,
-    trace: Trace,
-    *,
-    n_steps: int,
-    n_traced: int,
-    checkpoint_every: int,
-    on_disk: bool,
+    step: TrainingStep, source: DataSource, record: StepRecord, trace: Trace, plan: CheckpointPlan
 ) -> CostEstimate:
-    """Return what a run of `n_steps`, `n_traced` of them traced back, will take."""
+    """Return what a run takes whose states are kept as planned, if every step is recomputed as often as any is."""
     training, tracing = probe_step(step, source, record, trace)
-    recomputed = 0 if checkpoint_every == 1 else n_traced
-    state_bytes = sum(t.nbytes for t in flatten_state(step.initial_state()).values())
+    n_traced = plan.n_steps - plan.start
     # A seed stands for all else that a step draws.
-    record_bytes = record.indices.nbytes + 8
-    # The first state, the last, and those in between that are traced.
-    kept = state_bytes * (1 + (n_traced < n_steps) + n_traced // checkpoint_every) + record_bytes * n_steps
-    segment = state_bytes * (checkpoint_every + 2)
+    records = plan.n_steps * (record.indices.nbytes + 8)
+    kept = plan.bytes_kept + records
     return CostEstimate(
-        n_steps=n_steps,
+        n_steps=plan.n_steps,
         n_traced=n_traced,
-        seconds_training=training * n_steps,
-        seconds_tracing=tracing * n_traced + training * recomputed,
-        memory_bytes=segment + (0 if on_disk else kept),
-        disk_bytes=kept if on_disk else 0,
+        seconds_training=training * plan.n_steps,
+        seconds_tracing=(tracing + training * plan.recomputations) * n_traced,
+        memory_bytes=plan.bytes_held + (0 if plan.on_disk else kept),
+        disk_bytes=kept if plan.on_disk else 0,
     )
