@@ -35,6 +35,7 @@ SETTINGS = {
 SCHEMES = {
     "secant, δ = 1e-2": ITD(),
     "secant, δ = 1e-3": ITD(delta=1e-3),
+    "secant, δ = auto": ITD(delta="auto"),
     "exact": ITD(derivative="exact"),
 }
 

@@ -95,7 +95,7 @@ def step_cleaner(cleaner: GANInfluence, X: np.ndarray, clock: Clock) -> None:
 def trainer_of(**settings) -> GANTrainer:
     """The trainer of both runs."""
     return GANTrainer(
-        optimizer=Adam(lr=1e-4, betas=(0.5, 0.99)), batch_size=BATCH, latent_dim=LATENT, ema_decay=0.999, **settings
+        optimizer=Adam(lr=1e-5, betas=(0.5, 0.99)), batch_size=BATCH, latent_dim=LATENT, ema_decay=0.999, **settings
     )
 
 

@@ -317,7 +317,14 @@ def test_the_page_of_the_public_face_runs(X):
 
 
 def test_the_defaults_are_those_of_the_public_face():
-    assert ITD().get_params() == {"last_epochs": None, "derivative": "secant", "delta": 1e-2}
+    assert ITD().get_params() == {
+        "last_epochs": None,
+        "derivative": "secant",
+        "delta": 1e-2,
+        "n_perturbations": 0,
+        "perturbation": 0.05,
+        "max_growth": 1e6,
+    }
     assert AverageLogLikelihood().bandwidth == 1.0 and AverageLogLikelihood().n_samples == 1000
     cleaner = GANInfluence()
     assert (cleaner.metric, cleaner.backend, cleaner.n_remove) == ("fid", "itd", 0.05)

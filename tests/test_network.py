@@ -46,6 +46,17 @@ class Tied(nn.Module):
         return self.again(self.decode(torch.tanh(self.norm(self.encode(x)))))
 
 
+class Twice(nn.Module):
+    """Passes through one layer two times."""
+
+    def __init__(self, normalize):
+        super().__init__()
+        self.layer = normalize(nn.Linear(3, 3))
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.layer(x)))
+
+
 class Words(nn.Module):
     def __init__(self, normalize):
         super().__init__()
@@ -304,6 +315,15 @@ def test_stacked_states_give_what_each_gives_alone(make, shape):
         assert_equal({name: b[i] for name, b in after.items()}, changed)
 
 
+@pytest.mark.xfail(strict=True, reason="one power iteration for each call of the network, not of the layer")
+@pytest.mark.parametrize("normalize", BOTH_FORMS)
+def test_a_spectrally_normalised_layer_may_be_called_twice(normalize):
+    network, theta, buffers, truth, inputs = made(partial(Twice, normalize), LINES)
+    output, after = call(network, theta, buffers, inputs[0])
+    assert_equal(output, truth(inputs[0]))
+    assert_equal(after, dict(truth.named_buffers()))
+
+
 @pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm1d(3)], ids=["stateless", "with buffers"])
 def test_randomness_repeats_with_the_seed_and_leaves_the_global_generator_alone(norm):
     make = partial(nn.Sequential, nn.Linear(3, 3), norm, nn.Dropout(0.5))
@@ -359,7 +379,15 @@ def test_a_module_is_copied_whatever_graph_its_last_call_left_behind(copying, no
     assert all(p.grad is None for p in copy_.parameters())
 
 
-@pytest.mark.parametrize(("make", "shape"), (KNOWN | UNKNOWN).values(), ids=KNOWN | UNKNOWN)
+LOADED = [
+    pytest.param(*case, marks=pytest.mark.xfail(strict=True, reason="a buffer is not persistent"))
+    if name == "written in place"
+    else case
+    for name, case in (KNOWN | UNKNOWN).items()
+]
+
+
+@pytest.mark.parametrize(("make", "shape"), LOADED, ids=KNOWN | UNKNOWN)
 def test_a_loaded_copy_evaluates_like_the_state(make, shape):
     network, theta, buffers, truth, inputs = made(make, shape)
     _, after = call(network, theta, buffers, inputs[0])

@@ -59,6 +59,7 @@ def assert_scores(make=networks, last_epochs=None, start=0, **settings):
         metric = {"fid": FID(n_samples=60), "loss": DiscriminatorLoss(n_samples=60)}
         backend = ITD(last_epochs, derivative, delta=1e-4)
         for selected in metric:
+            settings = {"n_epochs": 2} | settings
             cleaner = toy_cleaner(make(), metric=metric, backend=backend, select=selected, **settings).fit(X)
             # Clipping has kinks, which a narrow difference does not meet.
             expected = expected or expected_scores(cleaner, start, width=3e-4)

@@ -12,6 +12,7 @@ from ganclean.backends import ITD
 from ganclean.exceptions import NetworkError
 from ganclean.losses import R1, GradientPenalty
 from ganclean.metrics import FID, DiscriminatorLoss
+from tests.practice import perceptrons as normalised
 from tests.reference.finite_differences import finite_difference_influences, largest_error
 from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks
 
@@ -120,8 +121,9 @@ def test_functions_of_ones_own_that_are_differentiable_once_are_traced(function,
 
 def test_fused_attention_in_both_networks_is_traced():
     cleaner = toy_cleaner(attentive(), metric=metrics(), backend=SECANT, n_epochs=2).fit(X)
-    expected = finite_difference_influences(cleaner, torch.from_numpy(X))
-    assert largest_error(cleaner.influences_, expected) < 1e-3
+    rows = [0, 7, 12]
+    expected = finite_difference_influences(cleaner, torch.from_numpy(X), rows=rows)
+    assert largest_error({name: found[rows] for name, found in cleaner.influences_.items()}, expected) < 1e-3
 
 
 def test_outsiders_of_fused_attention_are_scored_like_the_drawn():
@@ -137,6 +139,15 @@ def test_checkpointed_networks_are_traced(place):
         Checkpointed(discriminator) if place != "generator" else discriminator,
     )
     assert largest_error(influences(networks), influences(toy_networks())) < 1e-9
+
+
+@pytest.mark.xfail(strict=True, reason="buffers are not those of the call when it is computed again")
+def test_checkpointed_batch_normalisation_is_traced():
+    def make():
+        torch.manual_seed(0)
+        return normalised(norm_g=nn.BatchNorm1d, norm_d=nn.BatchNorm1d)
+
+    assert largest_error(influences(map(Checkpointed, make())), influences(make())) < 1e-9
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
