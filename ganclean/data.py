@@ -44,7 +44,7 @@ class DataSource:
         self.data = data
         self.dtype = dtype
         self.device = device
-        self.labels = None if labels is None else torch.as_tensor(np.asarray(labels))
+        self.labels = None if labels is None else torch.as_tensor(np.ascontiguousarray(labels))
 
     def __len__(self) -> int:
         return len(self.data)

@@ -298,13 +298,11 @@ def test_the_cost_of_conditional_training_is_estimated():
     assert estimate.memory_bytes == of_dataset.memory_bytes > 0
 
 
-@pytest.mark.xfail(strict=True, reason="torch takes no array with negative strides")
 def test_labels_may_be_a_view():
     y = CLASSES[::-1]
     assert np.array_equal(cleaner_of().fit(X, y).influence_, cleaner_of().fit(X, y.tolist()).influence_)
 
 
-@pytest.mark.xfail(strict=True, reason="it is judged with the labels of the samples")
 def test_the_discriminators_loss_judges_the_reference_with_labels_of_its_own():
     with pytest.raises(MetricError, match="label"):
         cleaner_of(metric=DiscriminatorLoss(n_samples=16)).fit(X, CLASSES)

@@ -379,15 +379,7 @@ def test_a_module_is_copied_whatever_graph_its_last_call_left_behind(copying, no
     assert all(p.grad is None for p in copy_.parameters())
 
 
-LOADED = [
-    pytest.param(*case, marks=pytest.mark.xfail(strict=True, reason="a buffer is not persistent"))
-    if name == "written in place"
-    else case
-    for name, case in (KNOWN | UNKNOWN).items()
-]
-
-
-@pytest.mark.parametrize(("make", "shape"), LOADED, ids=KNOWN | UNKNOWN)
+@pytest.mark.parametrize(("make", "shape"), (KNOWN | UNKNOWN).values(), ids=KNOWN | UNKNOWN)
 def test_a_loaded_copy_evaluates_like_the_state(make, shape):
     network, theta, buffers, truth, inputs = made(make, shape)
     _, after = call(network, theta, buffers, inputs[0])

@@ -153,7 +153,7 @@ def test_checkpointed_batch_normalisation_is_traced():
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_networks_are_traced(backend):
     networks = [torch.compile(network, backend=backend) for network in toy_networks()]
-    assert largest_error(influences(networks), influences(toy_networks())) < 1e-9
+    assert largest_error(influences(networks), influences(toy_networks())) < 1e-6
 
 
 def test_networks_that_compile_themselves_are_traced():

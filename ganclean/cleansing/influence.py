@@ -372,7 +372,7 @@ class GANInfluence(Cleanser):
         if y is None:
             return labels_in(data)
         check_consistent_length(data, y)
-        return torch.as_tensor(np.asarray(y))
+        return torch.as_tensor(np.ascontiguousarray(y))
 
     def _harmfulness_of(self, data, y=None) -> np.ndarray:
         trained_on = self.trajectory_.source

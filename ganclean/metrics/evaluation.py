@@ -127,8 +127,12 @@ class Evaluator:
         if isinstance(metric, FeatureMetric):
             return metric.reduce(features)
         if metric.uses_discriminator:
-            labels = None if self.labels is None else self.labels[: len(features)]
-            return metric(features, lambda x: self.step.judge(discriminator, buffers, x, labels))
+            if self.labels is not None:
+                raise MetricError(
+                    f"{type(metric).__name__} judges the reference data, whose labels are not known. With a conditional "
+                    "discriminator use a metric of the samples alone."
+                )
+            return metric(features, lambda x: self.step.judge(discriminator, buffers, x))
         return metric(features)
 
 

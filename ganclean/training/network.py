@@ -50,7 +50,11 @@ def copied(module: nn.Module) -> nn.Module:
 def loaded(module: nn.Module, params: Tensors, buffers: Tensors) -> nn.Module:
     """Return a copy of a module with other values of some parameters and buffers, in evaluation mode."""
     module = copied(module)
-    module.load_state_dict({**buffers, **params}, strict=False)
+    # Not load_state_dict, which knows no buffers that are not persistent.
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    with torch.no_grad():
+        for name, value in {**buffers, **params}.items():
+            own[name].copy_(value)
     return module.eval()
 
 
