@@ -129,8 +129,8 @@ class Evaluator:
         if metric.uses_discriminator:
             if self.labels is not None:
                 raise MetricError(
-                    f"{type(metric).__name__} judges the reference data, whose labels are not known. With a conditional "
-                    "discriminator use a metric of the samples alone."
+                    f"{type(metric).__name__} judges the reference data, whose labels are not known. With a "
+                    "conditional discriminator use a metric of the samples alone."
                 )
             return metric(features, lambda x: self.step.judge(discriminator, buffers, x))
         return metric(features)
