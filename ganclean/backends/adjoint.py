@@ -241,12 +241,12 @@ def secant_adjoint(
         weights = real.new_zeros(len(real)) if pulled.terms is None else pulled.terms / len(real)
         return StepAdjoint(
             TrainingState(
-                generator={n: c + g for (n, c), g in zip(to_g.items(), pushed)},
+                generator={n: c + g.detach() for (n, c), g in zip(to_g.items(), pushed)},
                 discriminator=unravel(passed + pulled.theta, state.discriminator),
                 moments_generator=moments_g,
                 moments_discriminator=moments_d,
                 average=average,
-                buffers_generator=dict(zip(start_g, pushed[len(theta_g) :])),
+                buffers_generator={n: g.detach() for n, g in zip(start_g, pushed[len(theta_g) :])},
                 buffers_discriminator=buffers_d,
             ),
             weights,
@@ -315,7 +315,8 @@ def _central_difference(
                         value = value + (c * tensors[name]).sum() / (2 * len(looks))
             with network.installed(moved):
                 gradients = grad(value, flat, materialize_grads=True)
-            totals = [total + gradient for total, gradient in zip(totals, gradients)]
+            # Detached, since early versions of torch fill gaps with zeros that require a gradient.
+            totals = [total + gradient.detach() for total, gradient in zip(totals, gradients)]
             if beside is not None:
                 part = scale * beside.detach()
                 terms = part if terms is None else terms + part

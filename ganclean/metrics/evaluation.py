@@ -84,7 +84,8 @@ class Evaluator:
             with self.step.players[0].installed(params):
                 pieced = grad(self._extract(metric, samples), making, piece, materialize_grads=True)
             for sum_, g in zip(total, pieced):
-                sum_ += g
+                sum_ += g.detach()
+        to_judging = [g.detach() for g in to_judging]
         everything = [*total, *to_judging]
         value = value.detach()
         if not torch.isfinite(value) or not all(bool(g.isfinite().all()) for g in everything):

@@ -416,7 +416,7 @@ def gradient_of(
     with torch.enable_grad():
         loss, beside = function(leaves)
     gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    return dict(zip(leaves, gradients)), _detached(beside)
+    return {name: g.detach() for name, g in zip(leaves, gradients)}, _detached(beside)
 
 
 def _detached(tree: Any) -> Any:
