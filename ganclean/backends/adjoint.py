@@ -13,7 +13,7 @@ from torch.autograd import grad
 
 from ganclean.training.network import Network
 from ganclean.training.record import StepRecord
-from ganclean.training.state import Tensors, TrainingState, ravel, unravel
+from ganclean.training.state import Tensors, TrainingState, leaves, ravel, unravel
 from ganclean.training.step import TrainingStep, gradient_of, is_shared, shifted
 
 
@@ -140,7 +140,7 @@ def secant_adjoint(
     # The shift is a constant, through which cotangents pass as they are.
     state = shifted(state, record)
     generator, discriminator = step.players
-    theta_g, start_g = _leaves(state.generator), _leaves(generator.trace(state.buffers_generator))
+    theta_g, start_g = leaves(state.generator), leaves(generator.trace(state.buffers_generator))
 
     def generate():
         with torch.enable_grad():
@@ -264,16 +264,16 @@ def check_second_derivative(step: TrainingStep, state: TrainingState, record: St
     with torch.no_grad():
         fake, _ = step.generate(state.generator, state.buffers_generator, record)
         played = step.iterated(state.discriminator, state.buffers_discriminator, record)
-    theta_g, theta_d = _leaves(state.generator), _leaves(state.discriminator)
+    theta_g, theta_d = leaves(state.generator), leaves(state.discriminator)
     with torch.enable_grad(), step.installed(theta_g, theta_d):
         loss = step.discriminator_loss(theta_d, state.buffers_discriminator, played, record, real, fake)[0]
         complete = replace(record, latents_g=record.latents_d, labels_g=record.labels_d)
         buffers = {**state.buffers_discriminator, **played[-1]}
         loss = loss + step.generator_loss(theta_g, theta_d, state.buffers_generator, buffers, complete)[0]
-        leaves = [*theta_g.values(), *theta_d.values()]
+        params = [*theta_g.values(), *theta_d.values()]
         # What is marked as differentiable only once fails where its cotangent depends on the parameters, as that of the
         # square does, and where the whole graph is walked through, as `backward` does.
-        gradients = grad(loss * loss, leaves, create_graph=True, materialize_grads=True)
+        gradients = grad(loss * loss, params, create_graph=True, materialize_grads=True)
         torch.stack([(g * g).sum() for g in gradients]).sum().backward()
 
 
@@ -299,8 +299,8 @@ def _central_difference(
             nothing = tuple({n: torch.zeros_like(t) for n, t in tensors.items()} for tensors in starts)
             return _Pulled(torch.zeros_like(v), nothing, None)
         looks = [_Look(0.0, v, 1.0, 1.0)]
-    theta, leaves = _leaves(params), tuple(_leaves(tensors) for tensors in starts)
-    flat = [*theta.values(), *(leaf for tensors in leaves for leaf in tensors.values())]
+    theta, inputs = leaves(params), tuple(leaves(tensors) for tensors in starts)
+    flat = [*theta.values(), *(leaf for tensors in inputs for leaf in tensors.values())]
     totals, terms = [torch.zeros_like(leaf) for leaf in flat], None
     for look in looks:
         for sign in (1, -1):
@@ -308,7 +308,7 @@ def _central_difference(
             move = unravel(look.offset + sign * look.width * look.direction, params)
             with torch.enable_grad():
                 moved = {n: p + move[n] for n, p in theta.items()}
-                loss, buffers, beside = make_loss(theta, *leaves)(moved)
+                loss, buffers, beside = make_loss(theta, *inputs)(moved)
                 value = scale * loss
                 for tensors, cotangent in zip(buffers, cotangents):
                     for name, c in cotangent.items():
@@ -322,7 +322,7 @@ def _central_difference(
                 terms = part if terms is None else terms + part
     sums = iter(totals)
     joined = torch.cat([next(sums).reshape(-1) for _ in theta])
-    return _Pulled(joined, tuple({n: next(sums) for n in tensors} for tensors in leaves), terms)
+    return _Pulled(joined, tuple({n: next(sums) for n in tensors} for tensors in inputs), terms)
 
 
 def _looks(params: Tensors, v: Tensor, seed: int, secant: Secant) -> list[_Look]:
@@ -371,7 +371,3 @@ def secant_width(theta: Tensor, v: Tensor, delta: float) -> float:
     if not math.isfinite(norm):
         return math.nan
     return delta * (float(theta.double().norm()) or 1.0) / norm if norm else 0.0
-
-
-def _leaves(tensors: Tensors) -> Tensors:
-    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}

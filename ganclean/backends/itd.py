@@ -130,12 +130,13 @@ class ITD(InfluenceBackend):
         self.deviation_ = reached.notes.get("deviation", math.nan)
         saved = time.monotonic()
         try:
-            for record, _, adjoints in self._trace(trajectory, gradients, reached):
+            for record, _, adjoints, growth in self._trace(trajectory, gradients, reached, self_check=True):
                 influences = {
                     name: _subtracted(reached.influences[name], record.indices, one.weights)
                     for name, one in adjoints.items()
                 }
                 cotangents = {name: one.cotangent for name, one in adjoints.items()}
+                self.growth_ = {name: max(self.growth_.get(name, 1.0), value) for name, value in growth.items()}
                 notes = {"growth": dict(self.growth_), "deviation": self.deviation_}
                 reached = Reached(record.index, cotangents, influences, notes)
                 if trajectory.is_kept(record.index) and time.monotonic() - saved >= SECONDS_BETWEEN_SAVES:
@@ -155,7 +156,7 @@ class ITD(InfluenceBackend):
         start = trajectory.start_of_last(self.last_epochs)
         n_steps = len(trajectory) - start
         total, draws = np.zeros(len(samples)), 0
-        for record, state, adjoints in self._trace(trajectory, {name: gradient}):
+        for record, state, adjoints, _ in self._trace(trajectory, {name: gradient}):
             score = self._outsider(trajectory.step, state, record, adjoints[name])
             chunks = [score(x, y) for x, y in samples.labelled_batches(max(len(record.indices), 256))]
             total -= torch.cat(chunks).double().cpu().numpy()
@@ -200,9 +201,16 @@ class ITD(InfluenceBackend):
         return partial(secant_adjoint, secant=secant)
 
     def _trace(
-        self, trajectory: Trajectory, gradients: Mapping[str, TrainingState], reached: Reached | None = None
-    ) -> Iterator[tuple[StepRecord, TrainingState, dict[str, StepAdjoint]]]:
-        """Yield each traced step with the adjoints of all metrics, from the last one not yet traced to the first."""
+        self,
+        trajectory: Trajectory,
+        gradients: Mapping[str, TrainingState],
+        reached: Reached | None = None,
+        self_check: bool = False,
+    ) -> Iterator[tuple[StepRecord, TrainingState, dict[str, StepAdjoint], dict[str, float]]]:
+        """Yield each traced step, from the last one not yet traced to the first: what it drew, the state before it, the
+        adjoints of all metrics, and how far each has grown. The self-check takes the first that has contributions.
+        """
+        self_check = self_check and self.derivative == "secant" and math.isnan(self.deviation_)
         adjoint, step, source = self._adjoint(self.delta_), trajectory.step, trajectory.source
         sizes = {name: _size(gradient) for name, gradient in gradients.items()}
         cotangents = dict(gradients if reached is None else reached.cotangents)
@@ -210,16 +218,15 @@ class ITD(InfluenceBackend):
         for record, before, after in trajectory.backwards(trajectory.start_of_last(self.last_epochs), end):
             args = step, before, after, record, source[record.indices], list(cotangents.values())
             adjoints = dict(zip(cotangents, adjoint(*args)))
-            if self.derivative == "secant" and math.isnan(self.deviation_):
-                self.deviation_ = _deviation(adjoints, *args)
+            if self_check and any(bool(one.weights.any()) for one in adjoints.values()):
+                self.deviation_, self_check = _deviation(adjoints, *args), False
+            growth = {name: _size(one.cotangent) / sizes[name] for name, one in adjoints.items()}
             for name, one in adjoints.items():
-                growth = _size(one.cotangent) / sizes[name]
-                self._check_growth(name, growth, one, record.index, len(trajectory))
-                self.growth_[name] = max(self.growth_.get(name, 1.0), growth)
+                self._check_growth(name, growth[name], one, record.index, len(trajectory))
                 cotangents[name] = one.cotangent
             # Memory holds what was recomputed; this one is not needed any more.
             del after, args
-            yield record, before, adjoints
+            yield record, before, adjoints, growth
 
     def _check_growth(self, name: str, growth: float, adjoint: StepAdjoint, index: int, n_steps: int) -> None:
         if math.isfinite(growth + float(adjoint.weights.sum())) and growth <= self.max_growth:
@@ -277,8 +284,6 @@ def _deviation(
     cotangents: list[TrainingState],
 ) -> float:
     """Return how far the secant's contributions of the instances are from the exact ones; NaN where there are none."""
-    if not any(bool(one.weights.any()) for one in adjoints.values()):
-        return math.nan
     try:
         check_second_derivative(step, before, record, real)
         exact = exact_adjoint(step, before, after, record, real, cotangents)

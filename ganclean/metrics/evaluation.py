@@ -11,7 +11,7 @@ from torch.autograd import grad
 
 from ganclean.exceptions import MetricError, NonFiniteError
 from ganclean.metrics.base import FeatureMetric, Metric
-from ganclean.training.state import Tensors, TrainingState, map_state
+from ganclean.training.state import Tensors, TrainingState, leaves, map_state
 from ganclean.training.step import TrainingStep
 
 
@@ -61,7 +61,7 @@ class Evaluator:
         features = self._features(metric, state).requires_grad_()
         # Running statistics and the vectors of spectral norms are functions of the state like the parameters.
         traced = self.step.differentiable(state)
-        discriminator, buffers_d = _leaves(state.discriminator), _leaves(traced.buffers_discriminator)
+        discriminator, buffers_d = leaves(state.discriminator), leaves(traced.buffers_discriminator)
         value = self._reduce(metric, features, discriminator, {**state.buffers_discriminator, **buffers_d})
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -75,7 +75,7 @@ class Evaluator:
         judging = [*discriminator.values(), *buffers_d.values()]
         with self.step.players[1].installed(discriminator):
             to_features, *to_judging = grad(value, [features, *judging], materialize_grads=True)
-        params, buffers_g = _leaves(state.evaluated), _leaves(traced.buffers_generator)
+        params, buffers_g = leaves(state.evaluated), leaves(traced.buffers_generator)
         making = [*params.values(), *buffers_g.values()]
         total = [torch.zeros_like(p) for p in making]
         pieces = to_features.split(self.chunk_size)
@@ -135,7 +135,3 @@ class Evaluator:
                 )
             return metric(features, lambda x: self.step.judge(discriminator, buffers, x))
         return metric(features)
-
-
-def _leaves(tensors: Tensors) -> Tensors:
-    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}

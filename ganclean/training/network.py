@@ -50,12 +50,17 @@ def copied(module: nn.Module) -> nn.Module:
 def loaded(module: nn.Module, params: Tensors, buffers: Tensors) -> nn.Module:
     """Return a copy of a module with other values of some parameters and buffers, in evaluation mode."""
     module = copied(module)
+    assign(module, {**buffers, **params})
+    return module.eval()
+
+
+def assign(module: nn.Module, values: Tensors) -> None:
+    """Write values into the parameters and buffers of a module, by name."""
     # Not load_state_dict, which knows no buffers that are not persistent.
     own = dict(module.named_parameters()) | dict(module.named_buffers())
     with torch.no_grad():
-        for name, value in {**buffers, **params}.items():
+        for name, value in values.items():
             own[name].copy_(value)
-    return module.eval()
 
 
 class Network:

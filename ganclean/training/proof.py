@@ -99,16 +99,16 @@ def check_step(before: TrainingState, recorded: TrainingState, replayed: Trainin
     record : StepRecord
     """
     for player in ("discriminator", "generator"):
-        moments = {name: getattr(state, f"moments_{player}") for name, state in (("rec", recorded), ("rep", replayed))}
-        for moment, tensors in moments["rec"].items():
+        moments, others = (getattr(state, f"moments_{player}") for state in (recorded, replayed))
+        for moment, tensors in moments.items():
             # The mean of squares counts like the mean itself.
             power = 0.5 if moment == "square" else 1.0
             scale = _largest(tensors) ** power
             for name, tensor in tensors.items():
-                a, b = _power(tensor, power), _power(moments["rep"][moment][name], power)
+                a, b = _power(tensor, power), _power(others[moment][name], power)
                 allowed = GRADIENT_TOLERANCE * float(a.abs().max()) + 0.1 * NEGLIGIBLE * scale
                 _compare(f"moments_{player}/{moment}/{name}", a, b, allowed, scale, record)
-        squares = moments["rec"].get("square", {})
+        squares = moments.get("square", {})
         start, there, here = (getattr(state, player) for state in (before, recorded, replayed))
         _check_params(player, start, there, here, squares, record)
         for name, tensor in getattr(recorded, f"buffers_{player}").items():

@@ -17,7 +17,7 @@ from ganclean.exceptions import TrajectoryError
 from ganclean.losses import check_penalty, resolve_loss
 from ganclean.optim import Clipped, Optimizer
 from ganclean.training.checkpoints import size_of
-from ganclean.training.network import copied
+from ganclean.training.network import assign, copied
 from ganclean.training.proof import check_step
 from ganclean.training.record import StepRecord
 from ganclean.training.state import Tensors, TrainingState
@@ -221,27 +221,22 @@ class Recorder:
             self._note(record)
             updates["discriminator"] = record.number_d
             updates["generator"] = record.number_g if record.updates_generator else updates["generator"]
-        with torch.no_grad():
-            for player, module in self._modules.items():
-                own = dict(module.named_parameters()) | dict(module.named_buffers())
-                values = getattr(state, player) | getattr(state, f"buffers_{player}")
-                for name, value in values.items():
-                    own[name].copy_(value)
-                moments = getattr(state, f"moments_{player}")
-                restore_moments(
-                    self._optimizers[player], self._rules[player], self._params(player), moments, updates[player]
-                )
-            if self._ema is not None:
-                averaged = dict(self._ema.named_parameters())
-                for name, value in state.average.items():
-                    averaged[name].copy_(value)
+        for player, module in self._modules.items():
+            assign(module, getattr(state, player) | getattr(state, f"buffers_{player}"))
+            moments = getattr(state, f"moments_{player}")
+            restore_moments(
+                self._optimizers[player], self._rules[player], self._params(player), moments, updates[player]
+            )
+        if self._ema is not None:
+            assign(self._ema, state.average)
         return self._n_steps
 
     def _begin(self, x: Tensor, index, y: Tensor | None) -> tuple[Watch, StepRecord, TrainingState | None]:
         """Return what watches the step, the beginnings of its record, and the state where it will be replayed."""
+        if len(index) != len(x):
+            raise ValueError(f"index names {len(index)} rows, but x holds {len(x)} instances; expected as many.")
         if self._step is None:
             self._build()
-        assert self._step is not None
         first = not self._n_steps and not self._begun
         before = self._snapshot() if first or self._is_checked(self._n_steps) else None
         if first:
@@ -260,10 +255,6 @@ class Recorder:
             labels=y,
             shifts=self._shifts(),
         )
-        if len(record.indices) != len(x):
-            raise ValueError(
-                f"index names {len(record.indices)} rows, but x holds {len(x)} instances; expected as many."
-            )
         interpolates = self._penalty is not None and self._penalty.at == "interpolated"
         return Watch(self._modules, self._optimizers, self._rules, x, record.seed, interpolates), record, before
 

@@ -80,6 +80,11 @@ def unflatten_state(flat: Mapping[str, Tensor]) -> TrainingState:
     return TrainingState(**fields)
 
 
+def leaves(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return the tensors as leaves of new graphs, to be differentiated in."""
+    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+
+
 def ravel(tensors: Mapping[str, Tensor]) -> Tensor:
     """Concatenate the tensors of a dict into one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])

@@ -17,7 +17,7 @@ from ganclean.losses import AdversarialLoss, Penalty
 from ganclean.optim import Optimizer
 from ganclean.training.network import Network
 from ganclean.training.record import StepRecord
-from ganclean.training.state import Tensors, TrainingState
+from ganclean.training.state import Tensors, TrainingState, leaves
 
 UPDATES = ("alternating", "simultaneous")
 
@@ -412,11 +412,11 @@ def gradient_of(
     """Return the gradient of a function's first result, and its second result."""
     if functional:
         return torch.func.grad(function, has_aux=True)(theta)
-    leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
+    params = leaves(theta)
     with torch.enable_grad():
-        loss, beside = function(leaves)
-    gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    return {name: g.detach() for name, g in zip(leaves, gradients)}, _detached(beside)
+        loss, beside = function(params)
+    gradients = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+    return {name: g.detach() for name, g in zip(params, gradients)}, _detached(beside)
 
 
 def _detached(tree: Any) -> Any:
