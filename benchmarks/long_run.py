@@ -21,8 +21,11 @@ import torch
 from torch import nn
 
 from benchmarks.environment import write_results
-from ganclean import GANInfluence, GANTrainer
+from ganclean import GANTrainer
+from ganclean.backends import ITD
+from ganclean.data import DataSource
 from ganclean.metrics import SampleMean
+from ganclean.metrics.evaluation import Evaluator
 from ganclean.optim import Adam
 
 BATCH, LATENT, WIDTH, N_SAMPLES = 64, 64, 660, 3200
@@ -43,7 +46,7 @@ def pair() -> tuple[nn.Module, nn.Module]:
 class Clock:
     """Notes when each phase began and ended."""
 
-    def __init__(self, path: Path | None = None):
+    def __init__(self):
         self.begun: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.steps: dict[str, int] = {}
@@ -68,28 +71,18 @@ def run(n_steps: int, trainer: GANTrainer) -> dict[str, float]:
     clock = Clock()
     X = np.random.default_rng(0).normal(size=(N_SAMPLES, 64)).astype(np.float32)
     trainer.set_params(n_epochs=n_steps // (N_SAMPLES // BATCH))
-    cleaner = GANInfluence(*pair(), trainer=trainer, metric=SampleMean(n_samples=500), random_state=0)
-    step_cleaner(cleaner, X, clock)
+    step, source = trainer.make_step(*pair()), DataSource(X)
+    trajectory = trainer.record(step, source, trainer.describe(step, len(X), ""), random_state=0, progress=clock)
+    latents = torch.randn(500, LATENT, generator=torch.Generator().manual_seed(0))
+    metric = SampleMean(n_samples=500).fit(X)
+    _, gradient = Evaluator(step, latents).gradient("mean", metric, trajectory.state(len(trajectory)))
+    backend = ITD().fit(trajectory, {"mean": gradient}, progress=clock)
     return {
         "training": clock.per_step("training"),
         "tracing": clock.per_step("tracing"),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "checksum": float(np.abs(cleaner.influence_).sum()),
-        "growth": next(iter(cleaner.backend_.growth_.values())),
+        "growth": backend.growth_["mean"],
     }
-
-
-def step_cleaner(cleaner: GANInfluence, X: np.ndarray, clock: Clock) -> None:
-    """Fit with a clock in place of the progress bars."""
-    from contextlib import contextmanager
-    from unittest import mock
-
-    @contextmanager
-    def clocked(verbose):
-        yield clock
-
-    with mock.patch("ganclean.cleansing.influence.progress_bars", clocked):
-        cleaner.fit(X)
 
 
 def trainer_of(**settings) -> GANTrainer:
