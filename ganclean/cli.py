@@ -17,17 +17,31 @@ import torch
 from ganclean._version import __version__
 from ganclean.backends import ITD, resolve_backend
 from ganclean.cleansing import GANInfluence
+from ganclean.cleansing.removal import RATES
 from ganclean.datasets import contaminate, load_fashion_mnist
 from ganclean.exceptions import GANCleanError, missing_extra
 from ganclean.files import LoadedData, read_data
-from ganclean.metrics import FID, KID, AverageLogLikelihood, InceptionScore, train_classifier
+from ganclean.metrics import FID, KID, MMD, PRDC, AverageLogLikelihood, InceptionScore, train_classifier
 from ganclean.metrics.base import Metric
+from ganclean.metrics.prdc import QUANTITIES
 from ganclean.optim import Adam
+from ganclean.plotting.style import selector_label
 from ganclean.reporting import CleansingCase, window, write_report
+from ganclean.reporting.table import table_of
 from ganclean.training.trainer import GANTrainer
-from ganclean.validation import cleansing_curve
+from ganclean.validation import cleansing_curve, trust_report
+from ganclean.validation.selectors import SELECTORS
 
 Extractor = tuple[Any, Any, str]
+
+LABELS = {
+    "fid": "FID",
+    "kid": "KID",
+    "mmd": "MMD",
+    "inception_score": "inception score",
+    "log_likelihood": "log-likelihood",
+}
+EVALUATED = ["fid", "kid", *QUANTITIES]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,9 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     cleanse.set_defaults(run=_cleanse)
     cleanse.add_argument("data", help="'digits', a folder of images, an .npy array or an .npz archive with X (and y)")
-    cleanse.add_argument("--metric", choices=["fid", "kid", "inception_score", "log_likelihood"], default="fid")
+    cleanse.add_argument("--metric", choices=list(LABELS), default="fid")
     cleanse.add_argument("--backend", default="itd", help="name of an influence back-end")
-    cleanse.add_argument("--remove", type=_amount, default=0.1, help="how much to remove: 5%%, 0.05 or a count")
+    cleanse.add_argument(
+        "--remove",
+        type=_amount_or_auto,
+        default=0.1,
+        help="how much to remove: 5%%, 0.05, a count, or auto, which is what helps most on validation data",
+    )
     cleanse.add_argument("--report", default="report", help="folder for the report")
     networks = cleanse.add_argument_group("networks")
     networks.add_argument("--generator", metavar="MODULE:FUNCTION", help="from the shape of an instance to a module")
@@ -76,12 +95,37 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--image-size", type=int, help="resize a folder's images")
     proof = cleanse.add_argument_group("influence and proof")
     proof.add_argument("--last-epochs", type=int, default=5, help="how many epochs to trace back")
+    proof.add_argument("--runs", type=int, default=1, help="average the influence over so many trainings")
     proof.add_argument(
         "--retrain-epochs", default="traced", metavar="N", help="how many epochs to retrain: traced, all or a number"
     )
     proof.add_argument("--samples", type=int, default=2000, help="generated samples that the metric is computed from")
     proof.add_argument("--held-out", type=float, default=0.2, help="fraction for validation, and again for the test")
-    proof.add_argument("--rates", type=_amount, nargs="+", default=[0.05, 0.1, 0.2], help="removal rates to try")
+    proof.add_argument(
+        "--rates",
+        type=_amount,
+        nargs="+",
+        help="removal rates to try; default 5%% 10%% 20%%, and with --remove auto the rates that it chooses from",
+    )
+    proof.add_argument(
+        "--selectors",
+        nargs="+",
+        choices=list(SELECTORS),
+        default=["isolation_forest", "density", "random"],
+        metavar="NAME",
+        help=f"baselines that influence must beat: {', '.join(list(SELECTORS)[1:])}; discriminator_loss traces every "
+        "training once more",
+    )
+    proof.add_argument(
+        "--evaluate",
+        nargs="*",
+        choices=EVALUATED,
+        default=EVALUATED,
+        metavar="NAME",
+        help=f"what removal is judged by beside the metric, on the same features: {', '.join(EVALUATED)}; none of them "
+        "where nothing is named",
+    )
+    proof.add_argument("--probes", type=int, default=10, help="retrainings that tell whether influence can be trusted")
     proof.add_argument("--seeds", type=int, default=5, help="trainings to compare over")
     proof.add_argument("--jobs", type=int, default=None, help="trainings side by side; default the number of cores")
     proof.add_argument("--seed", type=int, default=0)
@@ -98,8 +142,17 @@ def _amount(text: str) -> float | int:
         raise argparse.ArgumentTypeError(f"expected a percentage, a fraction or a count; got {text!r}") from None
 
 
+def _amount_or_auto(text: str) -> float | int | str:
+    try:
+        return text if text == "auto" else _amount(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected a percentage, a fraction, a count or auto; got {text!r}") from None
+
+
 def _cleanse(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
+    if args.probes == 1 or args.probes < 0:
+        raise ValueError(f"--probes must be 0 or at least 2; got {args.probes}.")
     console = _console()
     data = read_data(args.data, args.image_size)
     console.print(f"[bold]{data.name}[/]: {len(data.X)} instances of shape {data.X.shape[1:]}")
@@ -122,13 +175,16 @@ def _cleanse(args: argparse.Namespace) -> int:
         curve = cleansing_curve(
             cleaner,
             data.X[test],
-            [_fraction(r, len(X)) for r in args.rates],
+            [_fraction(r, len(X)) for r in args.rates or (RATES[1:] if args.remove == "auto" else (0.05, 0.1, 0.2))],
+            selectors=["influence", *(name for name in args.selectors if name != "influence")],
+            metrics=_evaluated(args, extractor),
             n_seeds=args.seeds,
             last_epochs=_retrained_epochs(args),
             n_jobs=args.jobs,
         )
+        trust = trust_report(cleaner, n_probes=args.probes, n_jobs=args.jobs) if args.probes else None
         files = None if data.files is None else [data.files[i] for i in train]
-        case = CleansingCase(title, X, train, cleaner, curve, is_foreign, files)
+        case = CleansingCase(title, X, train, cleaner, curve, trust, is_foreign, files)
         _summarise(console, case)
         cases.append(case)
     seconds = time.perf_counter() - begin
@@ -204,29 +260,31 @@ def _cleaner(args: argparse.Namespace, extractor: Extractor) -> GANInfluence:
             latent_dim=args.latent_dim,
             ema_decay=args.ema or None,
         ),
-        metric={_label(args.metric): _metric(args, extractor)},
+        metric={LABELS[args.metric]: _metric(args.metric, args, extractor)},
         backend=backend,
         n_remove=args.remove,
+        n_runs=args.runs,
         verbose=True,
         random_state=args.seed,
     )
 
 
-def _metric(args: argparse.Namespace, extractor: Extractor) -> Metric:
+def _metric(name: str, args: argparse.Namespace, extractor: Extractor) -> Metric:
     features, classifier, _ = extractor
     metrics: dict[str, Callable[[], Metric]] = {
         "fid": lambda: FID(features, n_samples=args.samples),
         "kid": lambda: KID(features, n_samples=args.samples),
+        "mmd": lambda: MMD(features, n_samples=args.samples),
         "inception_score": lambda: InceptionScore(classifier, n_samples=args.samples),
         "log_likelihood": lambda: AverageLogLikelihood(n_samples=args.samples),
     }
-    return metrics[args.metric]()
+    return metrics[name]() if name in metrics else PRDC(features, quantity=name)
 
 
-def _label(metric: str) -> str:
-    return {"fid": "FID", "kid": "KID", "inception_score": "inception score", "log_likelihood": "log-likelihood"}[
-        metric
-    ]
+def _evaluated(args: argparse.Namespace, extractor: Extractor) -> dict[str, Metric]:
+    """Return what removal is judged by beside the metric that influence is on."""
+    names = [name for name in args.evaluate if name != args.metric]
+    return {LABELS.get(name, name): _metric(name, args, extractor) for name in names}
 
 
 def _imported(name: str | None):
@@ -246,15 +304,20 @@ def _imported(name: str | None):
 def _summarise(console, case: CleansingCase) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{case.title}: held-out {case.curve.metric} over {len(case.curve.baseline)} seeds")
-    table.add_column("training data")
-    table.add_column("mean", justify="right")
-    table.add_column("s.d.", justify="right")
-    for name, mean, deviation in case.rows_of_table():
-        table.add_row(name, f"{mean:.3f}", f"{deviation:.3f}")
+    columns, rows = table_of(case)
+    table = Table(title=f"{case.title}: held-out {case.curve.metric} over {case.n_seeds} seeds")
+    table.add_column(f"removed, {case.amount}")
+    table.add_column("mean (s.d.)", justify="right")
+    table.add_column("improvement", justify="right")
+    main = [metric for metric, _ in columns].index(case.curve.metric)
+    for name, cells in rows:
+        table.add_row(name, cells[main].value, cells[main].change)
     console.print(table)
     console.print(case.verdict())
-    if case.is_foreign is not None:
+    for said in (case.choice(), case.price(), *(case.trust.words() if case.trust else ())):
+        if said:
+            console.print(said)
+    if case.is_foreign is not None and case.n_removed:
         console.print(
             f"Of the {case.n_removed} removed instances {case.precision.mean():.0%} are foreign; at random it would be "
             f"{case.is_foreign.mean():.0%}."
@@ -287,7 +350,9 @@ def _settings(
         "training": f"{args.epochs} epochs, batch {args.batch_size}, {step.loss!r}, {step.optimizer_generator!r}, "
         f"{step.update}, moving average {args.ema}",
         "metric": f"{args.metric} on {extractor[2]}, {args.samples} generated samples",
-        "influence": _describe_backend(case.cleaner.backend_),
+        "influence": _describe_backend(case.cleaner.backend_)
+        + (f"; mean over {args.runs} trainings" if args.runs > 1 else ""),
+        "removed by": ", ".join(selector_label(name) for name in case.curve.selectors),
         "retraining": f"the {window(case.curve.last_epochs)}, with the same batches and latents, without the removed "
         "instances, the discriminator's mean taken over the remaining ones",
         "seeds": f"{args.seeds}, from {args.seed}",

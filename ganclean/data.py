@@ -24,7 +24,7 @@ class DataSource:
         What batches are cast to; default as they are.
     device : torch.device, optional
     labels : array-like or Tensor of shape (n_samples, ...), optional
-        What conditional networks take as their second input: integers for classes, or vectors.
+        What conditional networks take as their second input: integers for classes, or vectors; see `as_labels`.
 
     Examples
     --------
@@ -44,7 +44,7 @@ class DataSource:
         self.data = data
         self.dtype = dtype
         self.device = device
-        self.labels = None if labels is None else torch.as_tensor(np.ascontiguousarray(labels))
+        self.labels = None if labels is None else as_labels(labels)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -161,6 +161,35 @@ def finite_batches(source: DataSource) -> Iterator[Tensor]:
         yield batch
 
 
+def as_labels(labels: Any) -> Tensor:
+    """Return labels as a tensor: of int64 where they are integers, else of the floating-point type that they have.
+
+    Raises
+    ------
+    ValueError
+        If they are no numbers, or hold NaN or an infinite value.
+    """
+    if isinstance(labels, Tensor):
+        # NumPy has no bfloat16.
+        labels = (labels.float() if labels.dtype == torch.bfloat16 else labels).detach().cpu().numpy()
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(
+            "The labels y of conditional networks must be numbers: integers for classes, or vectors; got an array of "
+            f"type {labels.dtype}. Encode them first: sklearn.preprocessing.LabelEncoder gives the classes that an "
+            "embedding takes, OneHotEncoder vectors."
+        )
+    if labels.dtype.kind != "f":
+        return torch.from_numpy(labels.astype(np.int64))
+    finite = np.isfinite(labels).reshape(len(labels), -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"The labels y contain NaN or infinity: the first in row {np.flatnonzero(~finite)[0]}. Remove such rows, "
+            "or give them a class of their own."
+        )
+    return torch.from_numpy(np.array(labels, order="C"))
+
+
 def labels_in(data: Any) -> Tensor | None:
     """Return the second entries of a Dataset's items as one tensor; None where there are none."""
     if not isinstance(data, Dataset) or isinstance(data, Tensor) or not len(data):  # type: ignore[arg-type]
@@ -171,7 +200,9 @@ def labels_in(data: Any) -> Tensor | None:
         return values[1] if isinstance(values, (tuple, list)) and len(values) > 1 else None
 
     labels = [second(data[row]) for row in range(len(data))]  # type: ignore[arg-type]
-    return None if labels[0] is None else torch.stack([torch.as_tensor(label) for label in labels])
+    if labels[0] is None:
+        return None
+    return as_labels(torch.stack(labels) if isinstance(labels[0], Tensor) else labels)
 
 
 def take(data: Any, indices: np.ndarray) -> Any:

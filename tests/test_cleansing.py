@@ -10,9 +10,12 @@ from torch import nn
 
 from ganclean import GANInfluence, GANTrainer, Trajectory
 from ganclean.backends import ITD
+from ganclean.cleansing.removal import best_count
 from ganclean.exceptions import MetricError, MissingExtraError, NonFiniteError
 from ganclean.metrics import FID, AverageLogLikelihood, FunctionMetric, SampleMean
 from ganclean.optim import SGD, Adam
+from ganclean.training.replay import Replay, retrained_states
+from ganclean.training.smoothness import metasmoothness, random_direction
 from tests.reference.finite_differences import metric_values
 from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks
 
@@ -71,11 +74,52 @@ def test_an_impossible_number_of_removals_is_refused(n_remove, X):
         toy_cleaner(n_remove=n_remove).fit(X)
 
 
-def test_the_automatic_number_of_removals_is_not_available(X):
-    with pytest.raises(
-        ValueError, match="n_remove='auto' is not available in this version; give a fraction or a count"
-    ):
+def test_the_automatic_number_of_removals_is_what_helps_most_on_validation_data(X):
+    X_val = toy_data(40)[20:]
+    cleaner = toy_cleaner(n_remove="auto").fit(X, X_val=X_val)
+    tried = cleaner.removal_values_
+    assert sorted(tried) == [0, 1, 2, 3, 5, 8]
+    best = min(tried, key=tried.get)
+    assert (~cleaner.support_).sum() == best
+    # Each value is that of really retraining without the most harmful, on latents of their own.
+    order = np.argsort(-cleaner.harmfulness_, kind="stable")
+    states = retrained_states(cleaner.trajectory_, [order[:n] for n in tried], renormalize=True)
+    evaluator = cleaner._evaluator(60, cleaner._evaluation_seed + 1)
+    values = [evaluator.value(cleaner.metric_, state) for state in states]
+    np.testing.assert_allclose(list(tried.values()), values, rtol=1e-9)
+    assert tried[0] != pytest.approx(cleaner.metric_value_, rel=1e-6)
+
+
+def test_the_automatic_number_is_of_the_greatest_value_where_greater_is_better():
+    assert best_count({0: 1.0, 3: 5.0, 4: 5.0, 9: np.nan}, AverageLogLikelihood()) == 3
+    assert best_count({0: 1.0, 3: 5.0, 4: 0.5, 9: np.nan}, FID()) == 4
+
+
+def test_the_automatic_number_needs_validation_data(X):
+    with pytest.raises(ValueError, match=r"n_remove='auto' chooses on validation data: call fit\(X, X_val=...\)"):
         toy_cleaner(n_remove="auto").fit(X)
+
+
+def test_influence_is_averaged_over_independent_runs(X):
+    cleaner = toy_cleaner().set_params(n_runs=3).fit(X)
+    runs = [cleaner.backend_.influences_["FID"]]
+    for seed in cleaner._seeds()["runs"]:
+        runs.append(toy_cleaner().set_params(random_state=seed).fit(X).influence_)
+    assert len({run.tobytes() for run in runs}) == 3
+    np.testing.assert_allclose(cleaner.influence_, np.mean(runs, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(cleaner.influence_std_error_, np.std(runs, axis=0, ddof=1) / np.sqrt(3), rtol=1e-12)
+    in_two_processes = toy_cleaner().set_params(n_runs=3, n_jobs=2).fit(X)
+    np.testing.assert_allclose(in_two_processes.influence_, cleaner.influence_, rtol=1e-9)
+
+
+def test_a_single_run_knows_no_standard_error(cleaner):
+    assert cleaner.influence_std_error_.shape == (16,) and np.isnan(cleaner.influence_std_error_).all()
+
+
+@pytest.mark.parametrize("n_runs", [0, -1, 1.5, True, None])
+def test_an_impossible_number_of_runs_is_refused(n_runs, X):
+    with pytest.raises(ValueError, match="n_runs must be a positive integer"):
+        toy_cleaner().set_params(n_runs=n_runs).fit(X)
 
 
 def test_several_metrics_give_influences_by_name_and_one_decides(X):
@@ -273,10 +317,35 @@ def test_training_from_a_trained_model_alone_is_not_available(X):
         toy_cleaner().fit(X, trained=True)
 
 
-def test_metasmoothness_is_not_available(cleaner):
-    assert not hasattr(cleaner, "smoothness_")
-    with pytest.raises(AttributeError, match=r"smoothness_ is not available in this version.*estimation_accuracy"):
-        _ = cleaner.smoothness_
+def test_metasmoothness_tells_whether_training_is_linear_in_the_weights(X):
+    smooth = toy_cleaner(optimizer=SGD(lr=0.01)).fit(X)
+    assert 0.95 < smooth.smoothness_ <= 1
+    # The same by hand: three eager trainings with the weights 1, 1 + hv and 1 + 2hv.
+    direction = random_direction(16).numpy()
+    ends = []
+    for k in range(3):
+        state = smooth.trajectory_.state(0)
+        for t in range(len(smooth.trajectory_)):
+            record = smooth.trajectory_[t]
+            weights = torch.from_numpy(1 + 0.1 * k * direction)[record.indices]
+            state = smooth.trajectory_.step(state, record, torch.from_numpy(X[record.indices]), weights)
+        ends.append(np.concatenate([p.numpy().ravel() for p in state.generator.values()]))
+    first, second = ends[1] - ends[0], ends[2] - ends[1]
+    expected = np.sum(np.abs(first) * np.sign(first * second)) / np.abs(first).sum()
+    assert smooth.smoothness_ == pytest.approx(expected, abs=1e-9)
+
+
+def test_metasmoothness_is_low_where_training_is_rough(X):
+    rough = toy_cleaner(optimizer=SGD(lr=3.0), n_epochs=40, backend=ITD(last_epochs=1)).fit(X)
+    assert metasmoothness(Replay.of(rough.trajectory_)) < 0.5
+
+
+def test_metasmoothness_belongs_to_the_last_fit(X):
+    cleaner = toy_cleaner().fit(X)
+    before = cleaner.smoothness_
+    assert cleaner.set_params(random_state=1).fit(X).smoothness_ != before
+    with pytest.raises(NotFittedError):
+        _ = toy_cleaner().smoothness_
 
 
 def test_a_trainer_of_another_kind_is_refused(X):
@@ -323,6 +392,8 @@ def test_the_defaults_are_those_of_the_public_face():
         "delta": 1e-2,
         "n_perturbations": 0,
         "perturbation": 0.05,
+        "augmentation": None,
+        "n_augmentations": 8,
         "max_growth": 1e6,
     }
     assert AverageLogLikelihood().bandwidth == 1.0 and AverageLogLikelihood().n_samples == 1000

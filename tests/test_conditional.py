@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from ganclean import CleansedEstimator
+from ganclean import CleansedEstimator, GANTrainer
 from ganclean.backends import ITD
 from ganclean.exceptions import MetricError, NetworkError, TrajectoryError
 from ganclean.losses import R1, GradientPenalty
@@ -165,6 +165,67 @@ def test_missing_labels_are_asked_for(data, fitted):
         fitted.score_samples(data)
 
 
+@pytest.fixture
+def no_training(monkeypatch):
+    monkeypatch.setattr(GANTrainer, "record", lambda *_, **__: pytest.fail("training has begun"))
+
+
+def test_labels_that_are_no_numbers_are_refused(fitted):
+    words = np.array(["cat", "dog", "owl"])[CLASSES]
+    for call in (cleaner_of().fit, cleaner_of().estimate_cost, fitted.score_samples):
+        with pytest.raises(ValueError, match=r"labels y .* must be numbers.* got an array of type <U3"):
+            call(X, words)
+
+
+def test_labels_that_are_not_finite_are_refused():
+    y = VECTORS.copy()
+    y[5, 1] = np.nan
+    for data, labels in ((X, y), (mappings(X, y), None)):
+        with pytest.raises(ValueError, match="labels y contain NaN or infinity: the first in row 5"):
+            cleaner_of(of_vectors()).fit(data, labels)
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+@pytest.mark.parametrize("row", [0, 9, 15])
+def test_a_class_that_an_embedding_does_not_hold_is_refused_before_training(wrong, row, no_training):
+    y = CLASSES.copy()
+    y[row] = wrong
+    seen = rf"labels of type torch.int64 from {min(wrong, 0)} to {max(wrong, 2)}: index out of range"
+    with pytest.raises(NetworkError, match=rf"(?s)The generator fails on .* with {seen}.*integers from 0 to n - 1"):
+        cleaner_of().fit(X, y)
+    of_few = networks()[0], networks(lambda: nn.Embedding(2, 6))[1]
+    with pytest.raises(
+        NetworkError, match=r"The discriminator fails on .* with labels of type torch.int64 from 0 to 2"
+    ):
+        cleaner_of(of_few).fit(X, CLASSES)
+
+
+class TwoClasses(Conditional):
+    """Of two kinds of classes, each with an embedding of its own."""
+
+    def __init__(self, n_in, n_out, activation):
+        super().__init__(n_in, n_out, activation, nn.Embedding(3, 6))
+        self.of_second = nn.Embedding(5, 6)
+
+    def forward(self, x, label):
+        return super().forward(x, label[:, 0]) + self.of_second(label[:, 1]).mean()
+
+
+@pytest.mark.parametrize(("column", "wrong"), [(0, 3), (1, 5), (1, -1)])
+def test_each_of_several_classes_is_checked(column, wrong, no_training):
+    y = np.stack([CLASSES, np.arange(16) % 5], axis=1)
+    y[11, column] = wrong
+    pair = TwoClasses(3, 2, nn.Tanh()).double(), TwoClasses(2, 1, nn.Softplus()).double()
+    with pytest.raises(NetworkError, match="index out of range"):
+        cleaner_of(pair).fit(X, y)
+
+
+def test_the_type_of_classes_does_not_make_them_other_labels(fitted):
+    for y in (CLASSES.astype(np.int32), CLASSES.tolist(), torch.from_numpy(CLASSES).to(torch.uint8)):
+        again = cleaner_of().fit(X, y, trajectory=fitted.trajectory_)
+        assert np.array_equal(again.influence_, fitted.influence_)
+
+
 def test_as_many_labels_as_instances_are_needed(fitted):
     for call in (cleaner_of().fit, fitted.score_samples, cleaner_of().estimate_cost):
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
@@ -246,6 +307,21 @@ def test_the_training_data_are_cleansed_without_their_labels_and_others_are_not(
     assert np.array_equal(fitted.transform(X), X[fitted.support_])
     with pytest.raises(ValueError, match="labels of new instances are needed"):
         fitted.transform(X + 1)
+
+
+@pytest.mark.parametrize("make", [tuples, mappings])
+def test_training_data_with_other_labels_are_other_data(make, fitted):
+    others = (CLASSES + 1) % 3
+    expected = np.flatnonzero(fitted.score_samples(X, others) <= fitted.threshold_)
+    assert expected.tolist() != fitted.sample_indices_.tolist()
+    for cleaner in (fitted, cleaner_of().fit(make(X, CLASSES))):
+        assert list(cleaner.transform(make(X, CLASSES)).indices) == fitted.sample_indices_.tolist()
+        assert list(cleaner.transform(make(X, others)).indices) == expected.tolist()
+
+
+def test_without_conditional_training_other_labels_do_not_make_other_data():
+    cleaner = toy_cleaner().fit(tuples(X, CLASSES))
+    assert list(cleaner.transform(tuples(X, (CLASSES + 1) % 3)).indices) == cleaner.sample_indices_.tolist()
 
 
 def test_resampling_drops_instances_and_labels_together(fitted):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from ganclean.data import DataSource, as_source, fingerprint, take
+from ganclean.data import DataSource, as_labels, as_source, fingerprint, labels_in, take
 
 VALUES = np.random.default_rng(0).normal(size=(7, 1, 2, 3))
 
@@ -121,6 +121,67 @@ def test_the_first_row_that_is_not_finite_is_named(bad):
     for data in (values, torch.from_numpy(values), TensorDataset(torch.from_numpy(values))):
         with pytest.raises(ValueError, match="contains NaN or infinity: the first in row 1500"):
             fingerprint(data)
+
+
+CLASSES = [3, 0, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        CLASSES,
+        *(np.array(CLASSES, dtype=dtype) for dtype in (np.uint8, np.int32, np.uint32, np.int64)),
+        torch.tensor(CLASSES, dtype=torch.int16),
+        pd.Series(CLASSES, index=[7, 8, 9, 10]),
+        np.array(CLASSES)[::-1][::-1],
+    ],
+)
+def test_the_same_classes_of_any_type_are_the_same_labels(labels):
+    found = as_labels(labels)
+    assert found.dtype == torch.int64 and found.tolist() == CLASSES
+    assert fingerprint(DataSource(np.zeros((4, 2)), labels=labels).labels) == fingerprint(torch.tensor(CLASSES))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_vectors_for_labels_keep_their_type(dtype):
+    values = np.random.default_rng(0).normal(size=(4, 2)).astype(dtype)
+    values.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = as_labels(values)
+    assert np.array_equal(found.numpy(), values) and found.numpy().dtype == dtype
+    assert torch.equal(as_labels(found), found)
+
+
+def test_truth_values_are_two_classes_and_brain_floats_are_numbers():
+    assert as_labels(np.array([True, False])).tolist() == [1, 0]
+    assert as_labels(torch.tensor([0.5, 2.0], dtype=torch.bfloat16)).tolist() == [0.5, 2.0]
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], np.array([1, "2"], dtype=object), np.array([1j, 2])])
+def test_labels_that_are_no_numbers_are_refused(labels):
+    with pytest.raises(ValueError, match=r"labels y .* must be numbers: .* of type .* sklearn.preprocessing.LabelEnc"):
+        as_labels(labels)
+
+
+def test_words_in_a_dataset_are_refused_for_labels():
+    with pytest.raises(ValueError, match=r"labels y .* must be numbers.* got an array of type <U3"):
+        labels_in(Items(lambda x: (x, "cat")))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_the_first_label_that_is_not_finite_is_named(bad):
+    for labels in (np.array([0.0, 1.0, bad, bad]), torch.tensor([[0.0, 1], [2, 3], [4, bad], [bad, 5]])):
+        with pytest.raises(ValueError, match="The labels y contain NaN or infinity: the first in row 2"):
+            as_labels(labels)
+
+
+@pytest.mark.parametrize("form", [int, float, torch.tensor, np.array, lambda y: [y, y + 1]])
+def test_the_labels_in_a_dataset_are_those_of_its_items(form):
+    dataset = Items(lambda x: (x, form(int(10 * x.flat[0]))))
+    expected = as_labels([form(int(10 * x.flat[0])) for x in VALUES])
+    assert torch.equal(labels_in(dataset), expected)
+    assert labels_in(Items(lambda x: x)) is None
 
 
 ROWS = np.array([5, 0, 3])

@@ -201,3 +201,67 @@ def test_a_backend_is_found_by_the_name_of_its_entry_point(monkeypatch):
     assert np.array_equal(toy_cleaner(backend="first").fit(X).influence_, X[:, 0])
     with pytest.raises(ValueError, match=r"backend must be one of \['first', 'itd'\]"):
         toy_cleaner(backend="second").fit(X)
+
+
+def mirrored(batch):
+    return batch * torch.tensor([-1.0, 1.0], dtype=batch.dtype)
+
+
+def pushed_metric(cleaner, row, copies, size):
+    """The metric after a run in which the mean loss of copies of an instance is added, with a small weight, to each
+    step that draws it."""
+    trajectory, discriminator = cleaner.trajectory_, cleaner.trajectory_.step.discriminator
+    state = trajectory.state(0)
+    for t in range(len(trajectory)):
+        record = trajectory[t]
+        real = trajectory.source[record.indices]
+        push = None
+        if row in record.indices:
+            theta = {name: p.detach().requires_grad_() for name, p in state.discriminator.items()}
+            judged = torch.func.functional_call(discriminator, theta, (copies,))
+            loss = nn.functional.softplus(-judged).mean() * size / len(record.indices)
+            push = dict(zip(theta, torch.autograd.grad(loss, list(theta.values()))))
+        state = trajectory.step(state, record, real, push=push)
+    return cleaner._evaluator(60).value(cleaner.metric_, state)
+
+
+@pytest.mark.parametrize("derivative", SCHEMES)
+def test_influence_is_averaged_over_augmentations(derivative):
+    backend = ITD(derivative=derivative, delta=1e-4, augmentation=mirrored, n_augmentations=2)
+    cleaner = toy_cleaner(backend=backend, optimizer=OPTIMIZERS["adam"]).fit(X)
+    for row in (0, 7, 15):
+        x = torch.from_numpy(X[[row]])
+        copies, size = torch.cat([x, mirrored(x), mirrored(x)]), 1e-4
+        up, down = (pushed_metric(cleaner, row, copies, sign * size) for sign in (1, -1))
+        assert cleaner.influence_[row] == pytest.approx(-(up - down) / (2 * size), rel=SCHEMES[derivative])
+
+
+def test_copies_that_change_nothing_leave_the_influence():
+    plain = toy_cleaner().fit(X)
+    copied = toy_cleaner(backend=ITD(augmentation=torch.clone)).fit(X)
+    np.testing.assert_allclose(copied.influence_, plain.influence_, rtol=1e-9, atol=1e-14)
+
+
+def test_augmentations_are_repeatable_and_leave_the_random_numbers_alone():
+    def jittered(batch):
+        return batch + 0.1 * torch.randn_like(batch)
+
+    fitted = [toy_cleaner(backend=ITD(augmentation=jittered, n_augmentations=n)).fit(X) for n in (3, 3, 1)]
+    assert np.array_equal(fitted[0].influence_, fitted[1].influence_)
+    assert not np.allclose(fitted[0].influence_, fitted[2].influence_, rtol=1e-6)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    fitted[0].backend_.fit(fitted[0].trajectory_, fitted[0].gradients_)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_an_augmentation_keeps_the_shape():
+    with pytest.raises(ValueError, match=r"keep the shape of a batch, \(4, 2\); it returned \(4, 1\)"):
+        toy_cleaner(backend=ITD(augmentation=lambda batch: batch[:, :1])).fit(X)
+
+
+@pytest.mark.parametrize("settings", [{"augmentation": "flip"}, {"augmentation": torch.clone, "n_augmentations": 0}])
+def test_impossible_augmentations_are_refused_before_training(settings, no_training):
+    with pytest.raises(ValueError, match="augmentation"):
+        toy_cleaner(backend=ITD(**settings)).fit(X)

@@ -19,6 +19,7 @@ from ganclean.exceptions import MetricError, NetworkError, NonFiniteError
 from ganclean.metrics import (
     FID,
     KID,
+    MMD,
     AverageLogLikelihood,
     DiscriminatorLoss,
     FeatureMetric,
@@ -130,6 +131,7 @@ METRICS = {
     "fid of pixels": FID(),
     "kid": KID(extractor()),
     "kid over subsets": KID(n_subsets=3, subset_size=5),
+    "mmd": MMD(extractor()),
     "inception_score": InceptionScore(extractor()),
     "inception_score in parts": InceptionScore(extractor(), n_splits=2),
     "log_likelihood": AverageLogLikelihood(bandwidth=0.7),
@@ -201,6 +203,7 @@ def evaluator_and_state(chunk_size=500, n=23, **settings):
 EVALUATED = {
     "fid": FID(extractor(width=2), n_samples=23),
     "kid over subsets": KID(n_subsets=2, subset_size=9, n_samples=23),
+    "mmd": MMD(bandwidth=0.8, n_samples=23),
     "inception_score": InceptionScore(extractor(width=2), n_splits=3, n_samples=23),
     "log_likelihood": AverageLogLikelihood(n_samples=23),
     "discriminator_loss": DiscriminatorLoss(n_samples=23),
@@ -261,7 +264,7 @@ def test_a_metric_that_is_not_finite_is_named(function):
         evaluator.gradient("odd", FunctionMetric(function, n_samples=23).fit(REAL), state)
 
 
-@pytest.mark.parametrize("metric", [FID(), KID()], ids=["FID", "KID"])
+@pytest.mark.parametrize("metric", [FID(), KID(), MMD()], ids=["FID", "KID", "MMD"])
 def test_one_reference_instance_is_too_few(metric):
     with pytest.raises(MetricError, match="needs at least 2 reference instances"):
         metric.fit(REAL[:1])
@@ -293,7 +296,7 @@ def test_a_metric_is_found_by_name_or_passed_through():
     assert resolve_metric(metric) is metric
     assert isinstance(resolve_metric("kid"), KID)
     with pytest.raises(
-        ValueError, match=r"metric must be one of \['fid', 'inception_score', 'kid', 'log_likelihood'\]"
+        ValueError, match=r"metric must be one of \['fid', 'inception_score', 'kid', 'log_likelihood', 'mmd'\]"
     ):
         resolve_metric("accuracy")
 

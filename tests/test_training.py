@@ -226,6 +226,38 @@ def test_a_step_leaves_the_state_before_it_alone():
     assert all(torch.equal(p, before.average[name]) for name, p in state.average.items())
 
 
+class Autoencoder(nn.Module):
+    """Encodes and decodes with one weight."""
+
+    def __init__(self, n_in, n_hidden, n_out, activation):
+        super().__init__()
+        self.encode, self.decode, self.last = (
+            nn.Linear(n_in, n_hidden),
+            nn.Linear(n_in, n_hidden),
+            nn.Linear(n_in, n_out),
+        )
+        self.decode.weight = self.encode.weight
+        self.activation = activation
+
+    def forward(self, x):
+        hidden = self.activation(self.encode(x) + self.decode(x.flip(1)))
+        return self.last(hidden @ self.decode.weight)
+
+
+@pytest.mark.parametrize("update", ["alternating", "simultaneous"])
+def test_networks_with_tied_weights_train_as_in_a_plain_loop(update):
+    def make():
+        torch.manual_seed(0)
+        return Autoencoder(3, 6, 2, nn.Tanh()).double(), Autoencoder(2, 6, 1, nn.Softplus()).double()
+
+    X = toy_data()
+    trainer = toy_trainer(update=update)
+    trajectory = recorded(trainer, X, make())
+    generator, discriminator, _ = train_eagerly(*make(), trainer, torch.from_numpy(X), trajectory)
+    assert_same(trajectory.state(9).generator, generator)
+    assert_same(trajectory.state(9).discriminator, discriminator)
+
+
 class Odd(nn.Module):
     """A network whose output is changed in some way."""
 
@@ -355,6 +387,34 @@ def test_a_buffer_that_changes_in_an_unknown_way_gives_a_warning_that_names_it()
 def test_normalisations_are_known_and_give_no_warning(networks, recwarn):
     toy_cleaner(networks).fit(toy_data())
     assert not [warning for warning in recwarn if "buffer" in str(warning.message)]
+
+
+NORMALISED = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+
+
+@pytest.mark.parametrize(
+    ("networks", "player"),
+    [((NORMALISED, D), "generator"), ((G, nn.Sequential(nn.BatchNorm1d(2), *D).double()), "discriminator")],
+    ids=["generator", "discriminator"],
+)
+@pytest.mark.parametrize("batch_size", [1, 5, 15])
+def test_a_last_batch_that_is_too_small_for_batch_normalisation_is_refused_before_training(
+    networks, player, batch_size, monkeypatch
+):
+    monkeypatch.setattr(GANTrainer, "record", lambda *_, **__: pytest.fail("training has begun"))
+    message = f"The {player} fails on a batch of one instance, which 16 instances in batches of {batch_size} leave"
+    for call in ("fit", "estimate_cost"):
+        with pytest.raises(NetworkError, match=rf"(?s){message}: .* Choose a batch_size that leaves none or several"):
+            getattr(toy_cleaner(networks, batch_size=batch_size), call)(toy_data())
+
+
+@pytest.mark.parametrize("batch_size", [6, 14, 16])
+def test_a_last_batch_of_two_is_enough_for_batch_normalisation(batch_size):
+    assert np.isfinite(toy_cleaner((NORMALISED, D), batch_size=batch_size).fit(toy_data()).influence_).all()
+
+
+def test_a_last_batch_of_one_instance_is_allowed_where_the_networks_take_it():
+    assert len(toy_cleaner(batch_size=5).fit(toy_data()).trajectory_[3].indices) == 1
 
 
 @pytest.mark.parametrize(

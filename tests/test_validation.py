@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kendalltau, pearsonr
+from scipy.stats import kendalltau, pearsonr, spearmanr
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
@@ -9,7 +9,13 @@ from ganclean import GANInfluence, GANTrainer
 from ganclean.backends import ITD
 from ganclean.metrics import FID, SampleMean
 from ganclean.optim import SGD
-from ganclean.validation import counterfactual_retrain, estimation_accuracy
+from ganclean.validation import (
+    EstimationAccuracy,
+    counterfactual_retrain,
+    estimation_accuracy,
+    linear_datamodeling_score,
+    trust_report,
+)
 from ganclean.validation.accuracy import extremes_jaccard
 from tests.reference.finite_differences import metric_values
 from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks
@@ -191,3 +197,155 @@ def test_the_jaccard_index_compares_the_tenths_at_both_ends():
     assert extremes_jaccard(a, a) == 1
     assert extremes_jaccard(a, -a) == 0
     assert extremes_jaccard(a, swapped_at_one_end) == pytest.approx((1 / 3 + 1) / 2)
+
+
+def test_several_metrics_judge_the_same_retrained_generators(cleaner, X):
+    metrics = {"fid": cleaner.metric_, "mean": SampleMean(n_samples=30).fit(X)}
+    both = counterfactual_retrain(cleaner, REMOVALS, metric=metrics)
+    assert list(both) == ["fid", "mean"]
+    np.testing.assert_allclose(both["fid"], counterfactual_retrain(cleaner, REMOVALS), rtol=1e-12)
+    np.testing.assert_allclose(
+        both["mean"], counterfactual_retrain(cleaner, REMOVALS, metric=metrics["mean"]), rtol=1e-12
+    )
+    with pytest.raises(ValueError, match="empty dict"):
+        counterfactual_retrain(cleaner, REMOVALS, metric={})
+
+
+@pytest.mark.parametrize("first_step", [0, 4, 8, 9])
+def test_retraining_starts_from_any_recorded_step(first_step, cleaner, X):
+    values = counterfactual_retrain(cleaner, REMOVALS, first_step=first_step)
+    np.testing.assert_allclose(values, truth(cleaner, X, start=first_step), rtol=1e-8)
+
+
+@pytest.mark.parametrize("settings", [{"first_step": 10}, {"first_step": -1}, {"first_step": 3, "last_epochs": 1}])
+def test_an_impossible_start_is_refused(settings, cleaner):
+    with pytest.raises(ValueError, match="first"):
+        counterfactual_retrain(cleaner, REMOVALS, **settings)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_processes_share_the_runs(vectorize, cleaner):
+    alone, shared = (
+        counterfactual_retrain(cleaner, REMOVALS * 2, vectorize=vectorize, n_jobs=n_jobs) for n_jobs in (1, 2)
+    )
+    np.testing.assert_allclose(shared, alone, rtol=1e-9)
+
+
+def networks_by_shape():
+    def generator(shape):
+        return toy_networks(int(torch.randint(10**6, ())))[0]
+
+    def discriminator(shape):
+        return toy_networks(int(torch.randint(10**6, ())))[1]
+
+    return generator, discriminator
+
+
+def test_fresh_seeds_train_anew_on_data_without_the_instances(X):
+    cleaner = toy_cleaner(networks_by_shape()).fit(X)
+    values = counterfactual_retrain(cleaner, [[], [3], [0, 1, 2, 15]], seeds=[5, 6])
+    assert values.shape == (2, 3) and len(set(values.ravel().tolist())) == 6
+    # The same by the estimator itself, on the remaining rows.
+    for seed, row in ((5, values[0]), (6, values[1])):
+        rng = np.random.RandomState(seed)
+        initial, training = rng.randint(2**31), rng.randint(2**31)
+        kept = np.setdiff1d(np.arange(16), [0, 1, 2, 15])
+        trainer, step, source = cleaner._prepare(X[kept], None, initial)
+        # 3 epochs of 3 steps on all rows are as many steps as 4.5 epochs of 2 steps on 12 of them.
+        trainer.set_params(n_epochs=4)
+        trajectory = trainer.record(step, source, trainer.describe(step, 12, ""), random_state=training)
+        latents = cleaner._evaluator(60).latents
+        with torch.no_grad():
+            samples = step.sample(trajectory.state(8).generator, {}, latents)
+            assert row[2] == pytest.approx(cleaner.metric_(samples).item(), rel=1e-9)
+
+
+def test_fresh_seeds_are_shared_by_processes_and_repeat(X):
+    cleaner = toy_cleaner(networks_by_shape(), n_epochs=1).fit(X)
+    alone, again, shared = (
+        counterfactual_retrain(cleaner, [[], [3, 4]], seeds=[1, 2], n_jobs=n_jobs) for n_jobs in (1, 1, 2)
+    )
+    assert np.array_equal(alone, again)
+    np.testing.assert_allclose(shared, alone, rtol=1e-9)
+
+
+def test_fresh_seeds_start_from_the_beginning_and_need_data(cleaner):
+    with pytest.raises(ValueError, match="seeds train anew"):
+        counterfactual_retrain(cleaner, [[]], 1, seeds=[0])
+    with pytest.raises(ValueError, match="leaves 1 instances"):
+        counterfactual_retrain(cleaner, [range(15)], seeds=[0])
+
+
+def noisy_agreement(n, rho=0.8, seed=0):
+    a, b = np.random.default_rng(seed).multivariate_normal([0, 0], [[1, rho], [rho, 1]], size=n).T
+    return EstimationAccuracy(a, b, [], kendalltau(a, b).statistic, pearsonr(a, b).statistic, extremes_jaccard(a, b))
+
+
+def test_the_bootstrap_interval_holds_the_statistic_and_narrows_with_more_removals():
+    few, many = noisy_agreement(30), noisy_agreement(300)
+    for statistic in ("kendall_tau", "pearson", "jaccard"):
+        intervals = [agreement.interval(statistic) for agreement in (few, many)]
+        assert all(low <= getattr(one, statistic) <= high for one, (low, high) in zip((few, many), intervals))
+        assert np.ptp(intervals[1]) < np.ptp(intervals[0])
+    assert few.interval() == few.interval("kendall_tau") == few.interval()
+    assert few.interval(random_state=1) != few.interval(random_state=2)
+    assert np.ptp(few.interval(level=0.5)) < np.ptp(few.interval())
+    with pytest.raises(ValueError, match="statistic must be one of"):
+        few.interval("r2")
+
+
+def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says():
+    # Of correlated normal pairs, Kendall's τ is known: 2 / π · arcsin(ρ).
+    rho, covered = 0.6, 0
+    for trial in range(100):
+        low, high = noisy_agreement(60, rho, trial).interval(n_resamples=200, random_state=trial)
+        covered += low <= 2 / np.pi * np.arcsin(rho) <= high
+    assert covered >= 88
+
+
+def test_the_linear_datamodelling_score_ranks_random_halves(smooth):
+    score = linear_datamodeling_score(smooth, n_subsets=20, random_state=2)
+    assert all(len(rows) == 30 and len(set(rows.tolist())) == 30 for rows in score.removals)
+    predicted = [smooth.influence_[rows].sum() for rows in score.removals]
+    values = counterfactual_retrain(smooth, [[], *score.removals])
+    np.testing.assert_allclose(score.predicted, predicted)
+    np.testing.assert_allclose(score.true, values[1:] - values[0], rtol=1e-9)
+    assert score.spearman == pytest.approx(spearmanr(predicted, score.true).statistic)
+    assert score.spearman > 0.9
+    low, high = score.interval()
+    assert score.interval("spearman") == (low, high) and low <= score.spearman <= high
+    shuffled = np.random.default_rng(0).permutation(smooth.influence_)
+    assert linear_datamodeling_score(smooth, 20, influence=shuffled, random_state=2).spearman < 0.6
+
+
+def test_the_score_under_fresh_seeds_is_of_the_mean_over_them(X):
+    cleaner = toy_cleaner(networks_by_shape(), n_epochs=1).fit(X)
+    score = linear_datamodeling_score(cleaner, n_subsets=6, fraction=0.75, seeds=[1, 2])
+    values = counterfactual_retrain(cleaner, [[], *score.removals], seeds=[1, 2])
+    assert score.true_by_seed.shape == (2, 6) and all(len(rows) == 4 for rows in score.removals)
+    np.testing.assert_allclose(score.true_by_seed, values[:, 1:] - values[:, :1], rtol=1e-9)
+    np.testing.assert_allclose(score.true, score.true_by_seed.mean(axis=0))
+
+
+@pytest.mark.parametrize("settings", [{"fraction": 0}, {"fraction": 1.0}, {"influence": np.zeros(3)}])
+def test_impossible_subsets_and_scores_are_refused(settings, smooth):
+    with pytest.raises(ValueError, match=r"fraction must lie|influence must have one value"):
+        linear_datamodeling_score(smooth, **settings)
+
+
+def test_the_trust_report_compares_random_reweightings_with_real_ones(smooth):
+    report = trust_report(smooth, n_probes=6, step=0.02, random_state=4)
+    assert report.smoothness == smooth.smoothness_ > 0.9
+    rng = np.random.RandomState(4)
+    X = torch.from_numpy(toy_data(60).copy())
+    base = metric_values(smooth, X, weights=torch.ones(60, dtype=torch.float64))[0]
+    for predicted, true in zip(report.predicted, report.true):
+        direction = 2.0 * rng.randint(2, size=60) - 1
+        weights = torch.from_numpy(1 + 0.02 * direction)
+        assert predicted == pytest.approx(-0.02 * direction @ smooth.influence_)
+        assert true == pytest.approx(metric_values(smooth, X, weights=weights)[0] - base, rel=1e-6)
+    assert report.pearson > 0.99 and report.relative_error < 0.1
+    assert report.pearson == pytest.approx(pearsonr(report.predicted, report.true).statistic)
+    assert "almost linearly" in report.words()[0] and "predicts this run well" in report.words()[1]
+    with pytest.raises(ValueError, match="At least 2 probes"):
+        trust_report(smooth, n_probes=1)

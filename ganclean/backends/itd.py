@@ -26,6 +26,7 @@ from ganclean.backends.base import InfluenceBackend
 from ganclean.backends.calibration import best_width, calibrate_width
 from ganclean.backends.resumable import Reached, progress_key
 from ganclean.exceptions import NonFiniteError
+from ganclean.training.network import seeded
 from ganclean.training.record import StepRecord
 from ganclean.training.state import TrainingState, ravel, unravel
 from ganclean.training.step import TrainingStep
@@ -59,6 +60,12 @@ class ITD(InfluenceBackend):
         smooths kinks further.
     perturbation : float, default=0.05
         Standard deviation of that noise, relative to the mean magnitude of each tensor.
+    augmentation : callable, optional
+        From a batch of instances, shape (n, *sample_shape), to one of the same shape in which each is another picture
+        of the same content: shifted, flipped. What an instance contributes to a step is averaged over it and such
+        copies, which removes what is accidental in it.
+    n_augmentations : int, default=8
+        How many copies; each costs two more evaluations of the discriminator.
     max_growth : float, default=1e6
         Stop where the adjoint has grown by more than this factor: training is then too rough to be traced so far back.
 
@@ -108,6 +115,8 @@ class ITD(InfluenceBackend):
         delta=1e-2,
         n_perturbations=0,
         perturbation=0.05,
+        augmentation=None,
+        n_augmentations=8,
         max_growth=1e6,
     ):
         self.last_epochs = last_epochs
@@ -115,6 +124,8 @@ class ITD(InfluenceBackend):
         self.delta = delta
         self.n_perturbations = n_perturbations
         self.perturbation = perturbation
+        self.augmentation = augmentation
+        self.n_augmentations = n_augmentations
         self.max_growth = max_growth
 
     def traced_epochs(self):
@@ -130,10 +141,11 @@ class ITD(InfluenceBackend):
         self.deviation_ = reached.notes.get("deviation", math.nan)
         saved = time.monotonic()
         try:
-            for record, _, adjoints, growth in self._trace(trajectory, gradients, reached, self_check=True):
+            for record, state, adjoints, growth in self._trace(trajectory, gradients, reached, self_check=True):
+                contributions = self._contributions(trajectory, state, record, adjoints)
                 influences = {
-                    name: _subtracted(reached.influences[name], record.indices, one.weights)
-                    for name, one in adjoints.items()
+                    name: _subtracted(reached.influences[name], record.indices, weights)
+                    for name, weights in contributions.items()
                 }
                 cotangents = {name: one.cotangent for name, one in adjoints.items()}
                 self.growth_ = {name: max(self.growth_.get(name, 1.0), value) for name, value in growth.items()}
@@ -180,6 +192,10 @@ class ITD(InfluenceBackend):
             raise ValueError(f"delta must be a positive number or 'auto'; got {self.delta!r}.")
         if not isinstance(self.n_perturbations, Integral) or self.n_perturbations < 0:
             raise ValueError(f"n_perturbations must be an integer from 0; got {self.n_perturbations!r}.")
+        if not isinstance(self.n_augmentations, Integral) or self.n_augmentations < 1:
+            raise ValueError(f"n_augmentations must be a positive integer; got {self.n_augmentations!r}.")
+        if self.augmentation is not None and not callable(self.augmentation):
+            raise ValueError(f"augmentation must be None or a function of a batch; got {self.augmentation!r}.")
         for name in ("perturbation", "max_growth"):
             if not _is_positive(getattr(self, name)):
                 raise ValueError(f"{name} must be a positive number; got {getattr(self, name)!r}.")
@@ -238,6 +254,27 @@ class ITD(InfluenceBackend):
             "widen the secant (delta=3e-2, or 'auto'), choose smooth activations such as SiLU, or lower the learning "
             "rate."
         )
+
+    def _contributions(
+        self, trajectory: Trajectory, state: TrainingState, record: StepRecord, adjoints: Mapping[str, StepAdjoint]
+    ) -> dict[str, Tensor]:
+        """Return (∂Φ/∂w)ᵀ λ of the drawn instances for each metric, averaged over augmentations where there are any."""
+        contributions = {name: one.weights for name, one in adjoints.items()}
+        if self.augmentation is None:
+            return contributions
+        real = trajectory.source[record.indices]
+        scores = {name: self._outsider(trajectory.step, state, record, one) for name, one in adjoints.items()}
+        for i in range(self.n_augmentations):
+            with seeded((record.seed + i) % 2**32), torch.no_grad():
+                copies = self.augmentation(real)
+            if copies.shape != real.shape:
+                raise ValueError(
+                    f"augmentation must keep the shape of a batch, {tuple(real.shape)}; it returned "
+                    f"{tuple(copies.shape)}."
+                )
+            for name, score in scores.items():
+                contributions[name] = contributions[name] + score(copies, record.labels)
+        return {name: total / (self.n_augmentations + 1) for name, total in contributions.items()}
 
     def _outsider(
         self, step: TrainingStep, state: TrainingState, record: StepRecord, adjoint: StepAdjoint

@@ -54,8 +54,9 @@ class Cleanser(BaseEstimator):
     def transform(self):
         """Drop harmful rows: ``transform(X)``, once fitted.
 
-        On the data of `fit` (the same content) it keeps the rows of `support_`; of other data it drops the rows whose
-        `score_samples` is above `threshold_`. An array gives an array, a tensor a tensor, a DataFrame a DataFrame and a
+        On the data of `fit` (the same content, and the same labels where conditional networks are trained and a Dataset
+        holds them) it keeps the rows of `support_`; of other data it drops the rows whose `score_samples` is above
+        `threshold_`. An array gives an array, a tensor a tensor, a DataFrame a DataFrame and a
         Dataset a `torch.utils.data.Subset`.
         """
         # NotFittedError is an AttributeError too: hasattr is False until fitted, as imbalanced-learn's Pipeline needs.

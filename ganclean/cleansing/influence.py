@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,17 +16,21 @@ from torch import Tensor, nn
 
 from ganclean.backends import resolve_backend
 from ganclean.cleansing._base import Cleanser, checked_data
-from ganclean.data import DataSource, fingerprint, labels_in
+from ganclean.cleansing.removal import best_count, values_after_removal
+from ganclean.data import DataSource, as_labels, fingerprint, labels_in
 from ganclean.exceptions import NonFiniteError
 from ganclean.metrics import resolve_metric
 from ganclean.metrics.base import Metric
 from ganclean.metrics.evaluation import Evaluator
 from ganclean.networks import default_pair
+from ganclean.parallel import side_by_side
 from ganclean.progress import progress_bars
 from ganclean.training.network import loaded, seeded
 from ganclean.training.probe import CostEstimate, check_networks, estimate_cost, probe_step
+from ganclean.training.replay import Replay
+from ganclean.training.smoothness import metasmoothness
 from ganclean.training.step import TrainingStep
-from ganclean.training.trainer import GANTrainer
+from ganclean.training.trainer import GANTrainer, Progress
 from ganclean.training.trajectory import Trajectory
 
 
@@ -47,10 +53,16 @@ class GANInfluence(Cleanser):
         object. Several in a dict cost one pass over the trajectory together.
     backend : str or InfluenceBackend, default="itd"
         How influence is computed.
-    n_remove : float or int, default=0.05
-        How many of the most harmful instances to drop: a fraction in [0, 1) or a count.
+    n_remove : float, int or "auto", default=0.05
+        How many of the most harmful instances to drop: a fraction in [0, 1) or a count. "auto" removes from nothing to
+        half of the data, retrains the traced epochs each time, and takes what is best on the validation data `X_val`.
     select : str, optional
         Which of several metrics decides what is dropped; default the first.
+    n_runs : int, default=1
+        Average the influence over so many independently seeded runs. What a single run owes to its own random numbers
+        averages out.
+    n_jobs : int, optional
+        How many of the runs go side by side, through joblib.
     verbose : bool, default=False
         Whether to show progress bars.
     random_state : int, RandomState instance or None
@@ -62,6 +74,8 @@ class GANInfluence(Cleanser):
         Predicted change of the metric if the instance is removed, in units of the metric.
     influences_ : dict of str to ndarray
         The influence on each metric.
+    influence_std_error_ : ndarray of shape (n_samples,), float64
+        The standard error of `influence_` over runs; NaN for a single run.
     harmfulness_ : ndarray of shape (n_samples,), float64
         The influence, signed so that a high value means 'remove me': the predicted improvement.
     support_ : ndarray of shape (n_samples,), bool
@@ -84,6 +98,8 @@ class GANInfluence(Cleanser):
         Their values for the trained generator.
     gradients_ : dict of str to TrainingState
         The gradient of each metric in the final state: what a back-end starts from.
+    removal_values_ : dict of int to float
+        With ``n_remove="auto"``, the metric for each number of removed instances that was tried.
     backend_ : InfluenceBackend
         The fitted back-end.
     trajectory_ : Trajectory
@@ -125,6 +141,8 @@ class GANInfluence(Cleanser):
         backend="itd",
         n_remove=0.05,
         select=None,
+        n_runs=1,
+        n_jobs=None,
         verbose=False,
         random_state=None,
     ):
@@ -135,6 +153,8 @@ class GANInfluence(Cleanser):
         self.backend = backend
         self.n_remove = n_remove
         self.select = select
+        self.n_runs = n_runs
+        self.n_jobs = n_jobs
         self.verbose = verbose
         self.random_state = random_state
 
@@ -177,7 +197,11 @@ class GANInfluence(Cleanser):
         data = self._check_data(X, reset=True)
         self.reference_ = data if X_val is None else self._check_data(X_val)
         metrics, selected = self._resolve_metrics()
-        n_remove = self._count_to_remove(len(data))
+        if self.n_remove == "auto" and X_val is None:
+            raise ValueError("n_remove='auto' chooses on validation data: call fit(X, X_val=...).")
+        n_remove = None if self.n_remove == "auto" else self._count_to_remove(len(data))
+        if not isinstance(self.n_runs, Integral) or isinstance(self.n_runs, bool) or self.n_runs < 1:
+            raise ValueError(f"n_runs must be a positive integer; got {self.n_runs!r}.")
         backend = clone(resolve_backend(self.backend))
         if trajectory is not None and not isinstance(trajectory, Trajectory):
             trajectory = Trajectory.open(trajectory)
@@ -229,9 +253,19 @@ class GANInfluence(Cleanser):
             self.gradients_ = {name: gradient for name, (_, gradient) in both.items()}
             self.metric_name_ = selected
             self.backend_ = backend.fit(trajectory, self.gradients_, progress)
-        self.influences_ = self.backend_.influences_
+            runs = [self.backend_.influences_, *self._further_runs(seeds["runs"], progress)]
+        self.influences_ = {name: np.mean([run[name] for run in runs], axis=0) for name in self.metrics_}
         self.influence_ = self.influences_[selected]
-        self._drop(_sign(self.metric_) * self.influence_, n_remove)
+        self.influence_std_error_ = _std_error([run[selected] for run in runs])
+        self._smoothness: float | None = None
+        harmfulness = _sign(self.metric_) * self.influence_
+        if n_remove is None:
+            # Other latents than those that the influence was computed on.
+            fresh = self._evaluator(self.metric_.sample_size, (seeds["evaluation"] + 1) % 2**32)
+            window = backend.traced_epochs()
+            self.removal_values_ = values_after_removal(trajectory, harmfulness, self.metric_, fresh, window)
+            n_remove = best_count(self.removal_values_, self.metric_)
+        self._drop(harmfulness, n_remove)
         return self
 
     def score(self, X, y=None):
@@ -301,15 +335,38 @@ class GANInfluence(Cleanser):
 
     @property
     def smoothness_(self):
-        """Metasmoothness of the run: not available in this version."""
-        raise AttributeError(
-            "smoothness_ is not available in this version. Check the estimate by retraining instead: "
-            "ganclean.validation.estimation_accuracy(cleaner)."
-        )
+        """Metasmoothness: how far the traced epochs respond linearly to a small random reweighting of the instances.
 
-    def _seeds(self) -> dict[str, int]:
+        1 is perfectly linear, 0 is chaotic. It takes three trainings of the traced epochs, when it is first asked for.
+        """
+        check_is_fitted(self)
+        if self._smoothness is None:
+            start = self.trajectory_.start_of_last(self.backend_.traced_epochs())
+            self._smoothness = metasmoothness(Replay.of(self.trajectory_, start))
+        return self._smoothness
+
+    def _seeds(self) -> dict[str, Any]:
         rng = check_random_state(self.random_state)
-        return {name: int(rng.randint(2**31)) for name in ("initial", "training", "evaluation")}
+        seeds: dict[str, Any] = {name: int(rng.randint(2**31)) for name in ("initial", "training", "evaluation")}
+        return seeds | {"runs": rng.randint(2**31, size=self.n_runs - 1).tolist()}
+
+    def _sibling(self, seed: int, **changes) -> GANInfluence:
+        """Return an unfitted copy with another seed that stores nothing and shows no progress."""
+        sibling = clone(self).set_params(random_state=seed, verbose=False, n_remove=0, **changes)
+        if sibling.trainer is not None:
+            sibling.trainer.set_params(store=None)
+        return sibling
+
+    def _further_runs(self, seeds: list[int], progress: Progress | None) -> list[dict[str, np.ndarray]]:
+        """Return the influences of runs with other seeds on the same data."""
+        if seeds and self.trajectory_.is_of_own_loop:
+            raise ValueError(
+                "n_runs trains with other seeds, which your own training loop cannot do here. Run it yourself, fit a "
+                "cleaner to each record, and average influence_."
+            )
+        source = self.trajectory_.source
+        jobs = [(self._sibling(seed, n_runs=1), source.data, source.labels, self.reference_) for seed in seeds]
+        return side_by_side(_influences_of, jobs, self.n_jobs, progress, "further runs")
 
     def _attach(self, trajectory: Trajectory, data, y) -> tuple[None, TrainingStep, DataSource]:
         """Attach the data to the record of the user's own loop, which brings its networks along."""
@@ -350,7 +407,7 @@ class GANInfluence(Cleanser):
         parameter = next(generator.parameters(), None)
         if parameter is not None:
             source = source.cast(parameter.dtype, parameter.device)
-        check_networks(step, source)
+        check_networks(step, source, trainer.batch_size_for(len(source)))
         return trainer, step, source
 
     def _resolve_metrics(self) -> tuple[dict[str, Metric], str]:
@@ -372,7 +429,13 @@ class GANInfluence(Cleanser):
         if y is None:
             return labels_in(data)
         check_consistent_length(data, y)
-        return torch.as_tensor(np.ascontiguousarray(y))
+        return as_labels(y)
+
+    def _is_training_data(self, data) -> bool:
+        if not super()._is_training_data(data):
+            return False
+        labels = self._labels(data, None, self.trajectory_.step.conditional)
+        return labels is None or fingerprint(labels) == fingerprint(self.trajectory_.source.labels)
 
     def _harmfulness_of(self, data, y=None) -> np.ndarray:
         trained_on = self.trajectory_.source
@@ -406,6 +469,17 @@ class GANInfluence(Cleanser):
             return Evaluator(step, latents)
         rows = np.random.RandomState((seed + 1) % 2**32).randint(len(source), size=n_samples)
         return Evaluator(step, latents, labels=source.labels_of(torch.from_numpy(rows)))
+
+
+def _influences_of(cleaner: GANInfluence, X, y, X_val) -> dict[str, np.ndarray]:
+    return cleaner.fit(X, y, X_val=X_val).influences_
+
+
+def _std_error(runs: list[np.ndarray]) -> np.ndarray:
+    """Return the standard error of the mean over runs; NaN for a single one."""
+    if len(runs) < 2:
+        return np.full_like(runs[0], np.nan)
+    return np.std(runs, axis=0, ddof=1) / np.sqrt(len(runs))
 
 
 def _built(player: str, network: nn.Module | Callable | None, sample_shape: tuple[int, ...]) -> nn.Module | None:

@@ -5,12 +5,14 @@ from ganclean.metrics.elementary import DiscriminatorLoss, FunctionMetric, Sampl
 from ganclean.metrics.extractors import InceptionV3, train_classifier
 from ganclean.metrics.frechet import FID
 from ganclean.metrics.inception import InceptionScore
-from ganclean.metrics.kernel import KID
+from ganclean.metrics.kernel import KID, MMD
 from ganclean.metrics.likelihood import AverageLogLikelihood
+from ganclean.metrics.prdc import PRDC
 
 METRICS: dict[str, type[Metric]] = {
     "fid": FID,
     "kid": KID,
+    "mmd": MMD,
     "inception_score": InceptionScore,
     "log_likelihood": AverageLogLikelihood,
 }
@@ -28,6 +30,8 @@ def resolve_metric(metric) -> Metric:
 __all__ = [
     "FID",
     "KID",
+    "MMD",
+    "PRDC",
     "AverageLogLikelihood",
     "DiscriminatorLoss",
     "FeatureMetric",

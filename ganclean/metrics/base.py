@@ -22,6 +22,9 @@ class Metric(BaseEstimator):
     ----------
     greater_is_better : bool
         Whether a larger value means better samples.
+    is_differentiable : bool
+        Whether `__call__` has a gradient in the samples. A metric without one is for evaluation only: influence on it
+        is not defined.
     uses_discriminator : bool
         Whether `__call__` takes the discriminator as a second argument: a function from samples to one output each.
 
@@ -38,6 +41,7 @@ class Metric(BaseEstimator):
     """
 
     greater_is_better: bool = False
+    is_differentiable: bool = True
     uses_discriminator: bool = False
 
     def fit(self, reference, y=None) -> Metric:

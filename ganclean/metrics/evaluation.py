@@ -58,6 +58,14 @@ class Evaluator:
         NonFiniteError
             If the metric or its gradient is NaN or infinite.
         """
+        if not metric.is_differentiable:
+            kind = type(metric).__name__
+            raise MetricError(
+                f"The metric {name!r} is for evaluation only: {kind} has no gradient in the generator. Compute "
+                "influence on a differentiable metric of the same features, such as FID, KID or MMD, and see what "
+                "removal does to this one with ganclean.validation.counterfactual_retrain(cleaner, removals, "
+                f"metric={kind}(...).fit(X))."
+            )
         features = self._features(metric, state).requires_grad_()
         # Running statistics and the vectors of spectral norms are functions of the state like the parameters.
         traced = self.step.differentiable(state)

@@ -44,7 +44,15 @@ def copied(module: nn.Module) -> nn.Module:
     # Spectral normalisation by a hook leaves the normalised weight, no leaf, which cannot be copied as it is.
     left_behind = [value for m in module.modules() for value in vars(m).values() if isinstance(value, Tensor)]
     memo = {id(tensor): tensor.detach().clone() for tensor in left_behind}
-    return copy.deepcopy(module, memo)
+    module = copy.deepcopy(module, memo)
+    # Before torch 2.5, what a compiled module computes does not follow the parameters that a call brings along.
+    if torch.__version__ < "2.5":
+        for compiled in [m for m in module.modules() if type(m).__name__ == "OptimizedModule"]:
+            for name in ("forward", "dynamo_ctx", "get_compiler_config", "_torchdynamo_orig_callable"):
+                vars(compiled).pop(name, None)
+            compiled.__class__ = Uncompiled
+            compiled.training = compiled._orig_mod.training  # type: ignore[union-attr, assignment]
+    return module
 
 
 def loaded(module: nn.Module, params: Tensors, buffers: Tensors) -> nn.Module:
@@ -61,6 +69,17 @@ def assign(module: nn.Module, values: Tensors) -> None:
     with torch.no_grad():
         for name, value in values.items():
             own[name].copy_(value)
+
+
+class Uncompiled(nn.Module):
+    """What a compiled module becomes where it cannot be called as a pure function; names stay as they are."""
+
+    def forward(self, *args, **kwargs):
+        return self._orig_mod(*args, **kwargs)
+
+    def __getattr__(self, name):
+        original = super().__getattr__("_orig_mod")
+        return original if name == "_orig_mod" else getattr(original, name)
 
 
 class Network:
@@ -113,11 +132,9 @@ class Network:
         self._train()
         with seeded(seed, inputs[0].device):
             if self._is_stateless:
-                return functional_call(self.module, theta, inputs), buffers
+                return self._call(theta, inputs), buffers
             # Clones, for modules that we do not know may write into their buffers.
-            inside = {f"module.{name}": b.clone() for name, b in buffers.items()}
-            inside |= {f"module.{name}": p for name, p in theta.items()}
-            return functional_call(self._calling, inside, inputs)
+            return self._call({name: b.clone() for name, b in buffers.items()} | theta, inputs, self._calling)
 
     @contextmanager
     def installed(self, theta: Tensors, trained: bool = True) -> Iterator[None]:
@@ -128,9 +145,10 @@ class Network:
         """
         with ExitStack() as stack:
             for name, tensor in theta.items():
-                for owner, leaf in self._places[name]:
+                held = tensor.detach().requires_grad_(trained)
+                for owner, leaf in self._places[name].values():
                     stack.callback(owner._parameters.__setitem__, leaf, owner._parameters[leaf])
-                    owner._parameters[leaf] = tensor.detach().requires_grad_(trained)  # type: ignore[assignment]
+                    owner._parameters[leaf] = held  # type: ignore[assignment]
             yield
 
     def iterate(self, theta: Tensors, buffers: Tensors) -> Tensors:
@@ -138,23 +156,32 @@ class Network:
         if not self._iterations:
             return {}
         self._train()
-        inside = {f"module.{name}": value for name, value in {**buffers, **theta}.items()}
-        after = functional_call(self._iterating, inside, ())
+        after = self._call({**buffers, **theta}, (), self._iterating)
         return {name: after[name] for name in self._normals}
 
     def evaluate(self, theta: Tensors, buffers: Tensors, inputs: tuple[Tensor, ...]):
         """Return the module's output in evaluation mode."""
         if self.module.training:
             self.module.eval()
-        return functional_call(self.module, {**buffers, **theta}, inputs)
+        return self._call({**buffers, **theta}, inputs)
 
-    def _find_places(self) -> dict[str, list[tuple[nn.Module, str]]]:
-        """Return where each parameter is held; tied ones are in several places."""
-        places: dict[int, list[tuple[nn.Module, str]]] = {}
-        for owner in self.module.modules():
-            for leaf, p in owner._parameters.items():
-                places.setdefault(id(p), []).append((owner, leaf))
-        return {name: places[id(p)] for name, p in self.module.named_parameters()}
+    def _call(self, tensors: Tensors, inputs: tuple[Tensor, ...], around: nn.Module | None = None):
+        """Call the module, or what is around it, with other parameters and buffers."""
+        prefix = "" if around is None else "module."
+        inside = {prefix + full: tensor for name, tensor in tensors.items() for full in self._places[name]}
+        # Left to torch, tied tensors of a module with two names would not all be put back.
+        return functional_call(self.module if around is None else around, inside, inputs, tie_weights=False)
+
+    def _find_places(self) -> dict[str, dict[str, tuple[nn.Module, str]]]:
+        """Return where each parameter and buffer is held, by the names of all places; tied ones are in several."""
+        first: dict[int, str] = {}
+        places: dict[str, dict[str, tuple[nn.Module, str]]] = {}
+        for prefix, owner in self.module.named_modules():
+            for leaf, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+                if tensor is not None:
+                    full = f"{prefix}.{leaf}" if prefix else leaf
+                    places.setdefault(first.setdefault(id(tensor), full), {})[full] = (owner, leaf)
+        return places
 
     def _train(self) -> None:
         if not self.module.training:
@@ -225,6 +252,8 @@ class PureBatchNorm(_BatchNorm):
             if self.weight is not None:
                 scale, shift = scale * self.weight, shift * self.weight + self.bias
             return input * scale.view(shape) + shift.view(shape)
+        # First, since it refuses a batch of which there are no statistics.
+        output = F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         if self.training and self.running_mean is not None:
             self.num_batches_tracked = self.num_batches_tracked + 1
             share = self.momentum
@@ -234,7 +263,7 @@ class PureBatchNorm(_BatchNorm):
             var, mean = torch.var_mean(input, dims)
             self.running_mean = (1 - share) * self.running_mean + share * mean
             self.running_var = (1 - share) * self.running_var + share * var
-        return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        return output
 
 
 class PureSpectralNorm(_SpectralNorm):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ganclean.data import DataSource
 from ganclean.exceptions import NetworkError
 from ganclean.training.checkpoints import CheckpointPlan
-from ganclean.training.network import Network
+from ganclean.training.network import Network, assign, copied, seeded
 from ganclean.training.record import StepRecord
-from ganclean.training.state import TrainingState
-from ganclean.training.step import TrainingStep, one_number_per_sample
+from ganclean.training.state import Tensors, TrainingState
+from ganclean.training.step import TrainingStep, gradient_of, one_number_per_sample
 
 Trace = Callable[[TrainingStep, TrainingState, StepRecord, Tensor], None]
 
@@ -55,8 +57,8 @@ class CostEstimate:
         )
 
 
-def check_networks(step: TrainingStep, source: DataSource) -> None:
-    """Raise `NetworkError` where the networks do not fit the data, each other or the method."""
+def check_networks(step: TrainingStep, source: DataSource, batch_size: int | None = None) -> None:
+    """Raise `NetworkError` where the networks do not fit the data, each other, the size of batches or the method."""
     for player, module in (("generator", step.generator), ("discriminator", step.discriminator)):
         trained = [p for p in module.parameters() if p.requires_grad]
         if not trained:
@@ -81,9 +83,10 @@ def check_networks(step: TrainingStep, source: DataSource) -> None:
         )
     n = min(2, len(source))
     real = source[list(range(n))]
-    labels = (source.labels_of(torch.arange(n)),) if step.conditional else ()
+    labels = (_labels_for_check(source, n),) if step.conditional else ()
     latents = torch.randn(n, *step.latent_shape, dtype=real.dtype, generator=torch.Generator().manual_seed(0))
-    fake = _forward("generator", step.players[0], (latents.to(real.device), *labels))
+    inputs = {"generator": (latents.to(real.device), *labels), "discriminator": (real, *labels)}
+    fake = _forward("generator", step.players[0], inputs["generator"])
     if not isinstance(fake, Tensor):
         raise NetworkError(
             f"The generator's forward returned a {type(fake).__name__}; expected one tensor of samples. Wrap the "
@@ -94,7 +97,30 @@ def check_networks(step: TrainingStep, source: DataSource) -> None:
             f"The generator's samples have shape {tuple(fake.shape[1:])}, the data's {tuple(real.shape[1:])}. They "
             "must agree: change the generator's last layer, or reshape the data."
         )
-    one_number_per_sample(_forward("discriminator", step.players[1], (real, *labels)), n)
+    one_number_per_sample(_forward("discriminator", step.players[1], inputs["discriminator"]), n)
+    for (player, given), module, network in zip(
+        inputs.items(), (step.generator, step.discriminator), step.players, strict=True
+    ):
+        if batch_size is not None and 1 in (batch_size, len(source) % batch_size):
+            _check_single(player, network, tuple(t[:1] for t in given), len(source), batch_size)
+        with _uncompiled():
+            check_purity(player, module, network, given)
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Call compiled modules as they were, where torch can: they are compiled anew only so many times."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
+def _labels_for_check(source: DataSource, n: int) -> Tensor:
+    """Return labels for the first instances: the lowest and the highest classes, which an embedding must hold."""
+    labels = source.labels_of(torch.arange(len(source)))
+    return labels[:n] if labels.is_floating_point() else torch.stack([labels.amin(dim=0), labels.amax(dim=0)])[:n]
 
 
 def _forward(player: str, network: Network, inputs: tuple[Tensor, ...]):
@@ -110,10 +136,18 @@ def _forward(player: str, network: Network, inputs: tuple[Tensor, ...]):
             "conditional network takes labels as its second input: set GANTrainer(conditional=True). Any other is to "
             "be wrapped so that it takes one tensor."
         ) from error
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:
+        of_labels, hint = "", ""
+        if len(inputs) > 1:
+            labels = inputs[1]
+            of_labels = f" with labels of type {labels.dtype} from {labels.min()} to {labels.max()}"
+            hint = (
+                ", and what it makes of labels against y: an embedding of n classes takes the integers from 0 to n - 1 "
+                "(sklearn.preprocessing.LabelEncoder)"
+            )
         raise NetworkError(
-            f"The {player} fails on an input of shape {tuple(inputs[0].shape)}: {error}. Check its first layer against "
-            + ("latent_dim of the trainer." if player == "generator" else "the shape of the data.")
+            f"The {player} fails on an input of shape {tuple(inputs[0].shape)}{of_labels}: {error}. Check its first "
+            f"layer against {'latent_dim of the trainer' if player == 'generator' else 'the shape of the data'}{hint}."
         ) from error
     changed = [n for n, b in buffers.items() if n not in network.traced and not torch.equal(b, after[n])]
     unknown = [n for n in changed if not n.endswith("num_batches_tracked")]
@@ -125,6 +159,93 @@ def _forward(player: str, network: Network, inputs: tuple[Tensor, ...]):
             stacklevel=4,
         )
     return output
+
+
+def _check_single(player: str, network: Network, inputs: tuple[Tensor, ...], n_samples: int, batch_size: int) -> None:
+    try:
+        with torch.no_grad():
+            network({}, network.buffers(), inputs, 0)
+    except (RuntimeError, ValueError) as error:
+        raise NetworkError(
+            f"The {player} fails on a batch of one instance, which {n_samples} instances in batches of {batch_size} "
+            f"leave: {error}. Choose a batch_size that leaves none or several; batch normalisation needs two."
+        ) from error
+
+
+def check_purity(player: str, module: nn.Module, network: Network, inputs: tuple[Tensor, ...]) -> None:
+    """Raise `NetworkError` where the pure function of a module does not do what the module does, call after call."""
+    plain, own, buffers = copied(module), network.buffers(), network.buffers()
+    if not plain.training:
+        plain.train()
+    trained = {name: p for name, p in plain.named_parameters() if p.requires_grad}
+    for seed in range(2):
+        # Moved, to find out a module that holds on to what it was made of.
+        theta = {
+            n: p.detach() + 0.1 * (float(p.detach().abs().mean()) or 0.1) * _noise(p, seed) for n, p in trained.items()
+        }
+        assign(plain, theta)
+        try:
+            expected = _called_plainly(plain, trained, inputs, seed)
+            found = _called_purely(network, theta, buffers, inputs, seed)
+        except (RuntimeError, NotImplementedError) as error:
+            raise _untraceable(error) from error
+        buffers = found[2]
+        for what, one, other in [
+            ("its output", {"": found[0]}, {"": expected[0]}),
+            ("the gradient in ", found[1], expected[1]),
+            *((f"after the call the buffer {name}", {"": b}, {"": expected[2][name]}) for name, b in buffers.items()),
+            *((f"before the call the buffer {n}", {"": b}, {"": own[n]}) for n, b in network.buffers().items()),
+        ]:
+            largest = max(float(t.detach().abs().max()) for t in other.values())
+            for name, tensor in other.items():
+                deviation = float((one[name].double() - tensor.detach().double()).abs().max())
+                if deviation > torch.finfo(inputs[0].dtype).eps ** 0.5 * largest:
+                    raise NetworkError(
+                        f"The {player}, called with given parameters and buffers, does not do what the module itself "
+                        f"does, so that its training could not be replayed: {what}{name} deviates by {deviation:.1e}, "
+                        f"where values go up to {largest:.1e}. Known causes: a spectrally normalised layer that "
+                        "one forward pass calls twice (use two layers); normalisation inside activation checkpointing "
+                        "(call it outside); random numbers that are not torch's; parameters that are reached through "
+                        "plain attributes, a list for example."
+                    )
+
+
+def _called_plainly(
+    module: nn.Module, trained: Mapping[str, nn.Parameter], inputs: tuple[Tensor, ...], seed: int
+) -> tuple[Tensor, Tensors, Tensors]:
+    """Return a module's output, the gradient of a random function of it, and the buffers afterwards."""
+    with torch.enable_grad(), seeded(seed, inputs[0].device):
+        output = module(*inputs)
+        value = (output * _noise(output, seed)).sum()
+        gradient = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
+    return output, dict(zip(trained, gradient)), dict(module.named_buffers())
+
+
+def _called_purely(
+    network: Network, theta: Tensors, buffers: Tensors, inputs: tuple[Tensor, ...], seed: int
+) -> tuple[Tensor, Tensors, Tensors]:
+    """Return the same of the pure function, called as a training step does."""
+    with torch.no_grad():
+        buffers = {**buffers, **network.iterate(theta, buffers)}
+
+    def pulled(params: Tensors) -> tuple[Tensor, tuple[Tensor, Tensors]]:
+        output, after = network(params, buffers, inputs, seed)
+        return (output * _noise(output, seed)).sum(), (output, after)
+
+    with network.installed(theta):
+        gradient, (output, after) = gradient_of(pulled, theta)
+    return output, gradient, after
+
+
+def _noise(like: Tensor, seed: int) -> Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+
+
+def _untraceable(error: Exception) -> NetworkError:
+    return NetworkError(
+        f"A step of this training cannot be run and traced: {error}. Replace the operation; if it only lacks a second "
+        "derivative, use ITD(derivative='secant'), the default, which needs none."
+    )
 
 
 def probe_step(step: TrainingStep, source: DataSource, record: StepRecord, trace: Trace) -> tuple[float, float]:
@@ -144,10 +265,7 @@ def probe_step(step: TrainingStep, source: DataSource, record: StepRecord, trace
             run()
             seconds.append(time.perf_counter() - begin)
         except (RuntimeError, NotImplementedError) as error:
-            raise NetworkError(
-                f"A step of this training cannot be run and traced: {error}. Replace the operation; if it only lacks "
-                "a second derivative, use ITD(derivative='secant'), the default, which needs none."
-            ) from error
+            raise _untraceable(error) from error
     return seconds[0], max(seconds[1] - seconds[0], 0.0)
 
 

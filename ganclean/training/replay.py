@@ -1,97 +1,261 @@
-"""The recorded run once more, without some instances (theory, section 7)."""
+"""The recorded run once more, with other example weights (theory, section 7)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import ArrayLike
+from torch import Tensor
 from torch.func import vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from ganclean.data import DataSource
+from ganclean.training.checkpoints import size_of
+from ganclean.training.record import StepRecord
 from ganclean.training.state import TrainingState, map_state
+from ganclean.training.step import TrainingStep
 from ganclean.training.trajectory import Trajectory
 
+Result = TypeVar("Result")
 
-def retrained_states(
-    trajectory: Trajectory,
-    removals: Sequence[Sequence[int]],
-    last_epochs: int | None = None,
-    *,
-    renormalize: bool = False,
-    vectorize: bool | str = "auto",
-    chunk_size: int = 100,
-) -> Iterator[TrainingState]:
-    """Yield the final state after replaying the last epochs without each set of instances.
+# Below so many floating point operations in one call of an operator, calling costs more than computing, and all runs at
+# once are faster than one after another; measured on one CPU thread (benchmarks/retraining.py).
+DISPATCH_BOUND = {"cpu": 2e5, "cuda": 2e8}
+MEMORY_BUDGET = 2**30
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A recorded run from one of its steps on, to be run again with other weights of the examples.
 
     Parameters
     ----------
-    trajectory : Trajectory
-    removals : sequence of sequences of int
-        Rows to remove together.
-    last_epochs : int, optional
-        Replay so many epochs; default the whole run.
-    renormalize, vectorize, chunk_size
-        As of `ganclean.validation.counterfactual_retrain`.
+    step : TrainingStep
+    source : DataSource
+    records : Trajectory or dict of int to StepRecord
+        What each step drew, by its number.
+    steps : range
+        The steps to run.
+    first : TrainingState
+        The state before the first of them.
     """
-    automatic = vectorize == "auto"
-    if automatic:
-        modules = [*trajectory.step.generator.modules(), *trajectory.step.discriminator.modules()]
-        vectorize = not any(isinstance(module, nn.modules.conv._ConvNd) for module in modules)
-    start = trajectory.start_of_last(last_epochs)
-    first = trajectory.state(start)
-    for begin in range(0, len(removals), chunk_size):
-        kept = torch.ones(len(removals[begin : begin + chunk_size]), len(trajectory.source), dtype=torch.bool)
-        for row, removal in zip(kept, removals[begin:]):
-            row[_rows(removal, len(row))] = False
-        if vectorize:
-            try:
-                yield from _together(trajectory, first, start, kept, renormalize)
-                continue
-            except RuntimeError:
-                # Not every module that trains can be transformed by torch.func.
-                if not automatic:
-                    raise
-                vectorize = False
-        yield from (_alone(trajectory, first, start, row, renormalize) for row in kept)
+
+    step: TrainingStep
+    source: DataSource
+    records: Trajectory | Mapping[int, StepRecord]
+    steps: range
+    first: TrainingState
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, start: int = 0) -> Replay:
+        """Return the replay of a trajectory from step `start` on."""
+        if not isinstance(start, Integral) or not 0 <= start <= len(trajectory):
+            raise ValueError(f"The first step must be from 0 to {len(trajectory)}; got {start!r}.")
+        steps = range(int(start), len(trajectory))
+        return cls(trajectory.step, trajectory.source, trajectory, steps, trajectory.state(steps.start))
+
+    def portable(self) -> Replay:
+        """Return a copy that holds no more than it needs: what is sent to another process."""
+        if not isinstance(self.records, Trajectory):
+            return self
+        store = self.records.store
+        return replace(self, records={t: store.record(t) for t in self.steps})
+
+    def record(self, t: int) -> StepRecord:
+        """Return what step `t` drew, complete."""
+        return self.step.drawn(self.records[t], self.source)
+
+    def map(
+        self,
+        function: Callable[[TrainingState, int], Result],
+        weights: Tensor,
+        *,
+        renormalize: bool = False,
+        vectorize: bool | str = "auto",
+        chunk_size: int | str = "auto",
+        memory_budget: int = MEMORY_BUDGET,
+    ) -> list[Result]:
+        """Return a function of the final state of a run for each row of weights.
+
+        Runs are alike until the first step that draws an instance whose weight is not 1: up to there, all are one.
+
+        Parameters
+        ----------
+        function : callable
+            Called with the state and the number of its row as soon as a run is finished, so that states need not be
+            kept.
+        weights : Tensor of shape (n_runs, n_samples)
+            1 for an instance that stays, 0 for one that is removed.
+        renormalize, vectorize, chunk_size, memory_budget
+            As of `ganclean.validation.counterfactual_retrain`.
+        """
+        if vectorize not in (True, False, "auto"):
+            raise ValueError(f"vectorize must be True, False or 'auto'; got {vectorize!r}.")
+        results: list[Any] = [None] * len(weights)
+        departures = self._departures(weights)
+        order = departures.argsort(stable=True)
+        automatic = vectorize == "auto"
+        if automatic:
+            vectorize = len(weights) > 1 and len(self.steps) > 0 and self._is_dispatch_bound()
+        size = self._chunk_size(chunk_size, memory_budget) if vectorize else 1
+        state, t = self.first, self.steps.start
+        while len(order):
+            # The part that all remaining runs have in common.
+            begin = int(departures[order[0]])
+            state, t = self._advance(state, t, begin), begin
+            chunk = order[:size]
+            if vectorize:
+                try:
+                    states = self._together(state, departures[chunk], weights[chunk], renormalize)
+                except RuntimeError:
+                    # Not every module that trains can be transformed by torch.func.
+                    if not automatic:
+                        raise
+                    vectorize, size = False, 1
+                    continue
+            else:
+                states = iter([self._alone(state, t, weights[chunk[0]], renormalize)])
+            for run, final in zip(chunk.tolist(), states):
+                results[run] = function(final, run)
+            order = order[size:]
+        return results
+
+    def _departures(self, weights: Tensor) -> Tensor:
+        """Return the first step of each run that is not as recorded; the end where none is."""
+        departures = torch.full((len(weights),), self.steps.stop)
+        changed = weights != 1
+        for t in reversed(self.steps):
+            departures[changed[:, self.records[t].indices].any(1)] = t
+        return departures
+
+    def _advance(self, state: TrainingState, begin: int, end: int) -> TrainingState:
+        for t in range(begin, end):
+            record = self.record(t)
+            state = self.step(state, record, self.source[record.indices])
+        return state
+
+    def _alone(self, state: TrainingState, begin: int, weights: Tensor, renormalize: bool) -> TrainingState:
+        for t in range(begin, self.steps.stop):
+            record = self.record(t)
+            real = self.source[record.indices]
+            own = weights[record.indices].to(real)
+            state = self.step(state, record, real, own, divisor=_divisor(own, renormalize))
+        return state
+
+    def _together(
+        self, state: TrainingState, departures: Tensor, weights: Tensor, renormalize: bool
+    ) -> Iterator[TrainingState]:
+        """Run from the first of the departures, given in ascending order, the runs that have departed stacked."""
+        states: TrainingState | None = None
+        n_running = 0
+        for t in range(int(departures[0]), self.steps.stop):
+            states, n_running = _joined(states, state, n_running, int((departures <= t).sum()))
+            record = self.record(t)
+            real = self.source[record.indices]
+
+            def advance(state: TrainingState, own: Tensor, record=record, real=real) -> TrainingState:
+                return self.step(state, record, real, own, divisor=_divisor(own, renormalize), functional=True)
+
+            states = vmap(advance, randomness="same")(states, weights[:n_running, record.indices].to(real))
+            if n_running < len(departures):
+                state = self._advance(state, t, t + 1)
+        finals, _ = _joined(states, state, n_running, len(departures))
+        return (map_state(lambda tensor, i=i: tensor[i], finals) for i in range(len(departures)))
+
+    def _first_step(self) -> TrainingState:
+        record = self.record(self.steps.start)
+        return self.step(self.first, record, self.source[record.indices])
+
+    def _is_dispatch_bound(self) -> bool:
+        """Return whether the operations of a step are so small that calling them is what takes the time."""
+        with _Work() as work:
+            self._first_step()
+        device = next(self.step.generator.parameters()).device.type
+        return work.flops / work.calls <= DISPATCH_BOUND.get(device, DISPATCH_BOUND["cuda"])
+
+    def _chunk_size(self, chunk_size: int | str, memory_budget: int) -> int:
+        if chunk_size != "auto":
+            if not isinstance(chunk_size, Integral) or isinstance(chunk_size, bool) or chunk_size < 1:
+                raise ValueError(f"chunk_size must be a positive integer or 'auto'; got {chunk_size!r}.")
+            return int(chunk_size)
+        if not len(self.steps):
+            return 1
+        saved = _SavedBytes()
+        with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+            self._first_step()
+        # A run holds its state before and after the step, the gradients, and what the backward pass needs.
+        return max(1, memory_budget // (4 * size_of(self.first) + saved.n_bytes))
 
 
-def _rows(removal: Sequence[int], n_samples: int) -> Tensor:
-    rows = np.asarray(removal)
-    if rows.size == 0:
-        return torch.empty(0, dtype=torch.int64)
-    if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n_samples:
-        raise ValueError(f"A removal must be a sequence of rows from 0 to {n_samples - 1}; got {removal!r}.")
-    return torch.from_numpy(rows.astype(np.int64))
+class _Work(TorchDispatchMode):
+    """Counts calls of operators and their floating point operations.
+
+    `torch.utils.flop_counter.FlopCounterMode` would follow modules too, and fails on parametrised ones.
+    """
+
+    calls = flops = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.calls += 1
+        count = flop_registry.get(function.overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
-def _together(
-    trajectory: Trajectory, state: TrainingState, start: int, kept: Tensor, renormalize: bool
-) -> Iterator[TrainingState]:
-    states = map_state(lambda tensor: tensor.expand(len(kept), *tensor.shape), state)
-    for t in range(start, len(trajectory)):
-        record = trajectory[t]
-        real = trajectory.source[record.indices]
+class _SavedBytes:
+    """Adds up what autograd saves for the backward pass."""
 
-        def advance(state: TrainingState, weights: Tensor, record=record, real=real) -> TrainingState:
-            return trajectory.step(
-                state, record, real, weights, divisor=_divisor(weights, renormalize), functional=True
-            )
+    n_bytes = 0
 
-        states = vmap(advance, randomness="same")(states, kept[:, record.indices].to(real))
-    for i in range(len(kept)):
-        yield map_state(lambda tensor, i=i: tensor[i], states)
+    def __call__(self, tensor: Tensor) -> Tensor:
+        self.n_bytes += tensor.nbytes
+        return tensor
 
 
-def _alone(trajectory: Trajectory, state: TrainingState, start: int, kept: Tensor, renormalize: bool) -> TrainingState:
-    for t in range(start, len(trajectory)):
-        record = trajectory[t]
-        real = trajectory.source[record.indices]
-        weights = kept[record.indices].to(real)
-        state = trajectory.step(state, record, real, weights, divisor=_divisor(weights, renormalize))
-    return state
+def _joined(
+    states: TrainingState | None, state: TrainingState, n_running: int, n_wanted: int
+) -> tuple[TrainingState, int]:
+    """Return a stack of states with copies of another one appended to it, and how many it holds."""
+    if states is not None and n_running == n_wanted:
+        return states, n_running
+    copies = map_state(lambda tensor: tensor.expand(n_wanted - n_running, *tensor.shape), state)
+    return copies if states is None else map_state(lambda *both: torch.cat(both), states, copies), n_wanted
 
 
 def _divisor(weights: Tensor, renormalize: bool) -> Any:
     return weights.sum().clamp(min=1) if renormalize else None
+
+
+def weights_without(removals: Sequence[ArrayLike], n_samples: int) -> Tensor:
+    """Return the example weights of runs without each set of instances, shape (n_runs, n_samples).
+
+    Raises
+    ------
+    ValueError
+        If a removal holds what is no row of the data.
+    """
+    weights = torch.ones(len(removals), n_samples, dtype=torch.float64)
+    for row, removal in zip(weights, removals):
+        rows = np.asarray(removal)
+        if not rows.size:
+            continue
+        if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n_samples:
+            raise ValueError(f"A removal must be a sequence of rows from 0 to {n_samples - 1}; got {removal!r}.")
+        row[torch.from_numpy(rows.astype(np.int64))] = 0
+    return weights
+
+
+def retrained_states(
+    trajectory: Trajectory, removals: Sequence[ArrayLike], last_epochs: int | None = None, **settings
+) -> list[TrainingState]:
+    """Return the final states after replaying the last epochs without each set of instances."""
+    replay = Replay.of(trajectory, trajectory.start_of_last(last_epochs))
+    return replay.map(lambda state, _: state, weights_without(removals, len(trajectory.source)), **settings)

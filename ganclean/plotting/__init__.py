@@ -1,0 +1,14 @@
+"""Displays, in scikit-learn's way: ``Display.from_…(…)`` computes and plots, ``.plot(ax=…)`` plots again."""
+
+from ganclean.plotting.agreement import InfluenceScatterDisplay
+from ganclean.plotting.curve import CleansingCurveDisplay
+from ganclean.plotting.gallery import HarmfulnessScatterDisplay, ImageGridDisplay
+from ganclean.plotting.histogram import InfluenceHistogramDisplay
+
+__all__ = [
+    "CleansingCurveDisplay",
+    "HarmfulnessScatterDisplay",
+    "ImageGridDisplay",
+    "InfluenceHistogramDisplay",
+    "InfluenceScatterDisplay",
+]
