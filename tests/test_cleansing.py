@@ -120,6 +120,8 @@ def test_a_single_run_knows_no_standard_error(cleaner):
 def test_an_impossible_number_of_runs_is_refused(n_runs, X):
     with pytest.raises(ValueError, match="n_runs must be a positive integer"):
         toy_cleaner().set_params(n_runs=n_runs).fit(X)
+    with pytest.raises(ValueError, match="n_runs must be a positive integer"):
+        toy_cleaner().set_params(n_runs=n_runs).estimate_cost(X)
 
 
 def test_several_metrics_give_influences_by_name_and_one_decides(X):

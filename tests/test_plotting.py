@@ -1,5 +1,7 @@
 """Displays show what the numbers say."""
 
+from dataclasses import replace
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -101,6 +103,13 @@ def test_the_relative_curve_is_the_comparison_with_no_removal():
 def test_selectors_differ_in_colour_and_marker():
     lines = list(lines_of(CleansingCurveDisplay.from_curve(curve_of())).values())[:3]
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
+
+
+def test_labels_of_small_rates_do_not_overlap():
+    curve = replace(curve_of(), rates=np.array([0.01, 0.5]))
+    display = CleansingCurveDisplay.from_curve(curve)
+    assert [label.get_text() for label in display.ax_.get_xticklabels()] == ["0", "50"]
+    np.testing.assert_allclose(lines_of(display)["random"].get_xdata(), [0, 1, 50])
 
 
 def test_a_single_seed_has_no_bands():

@@ -200,8 +200,6 @@ class GANInfluence(Cleanser):
         if self.n_remove == "auto" and X_val is None:
             raise ValueError("n_remove='auto' chooses on validation data: call fit(X, X_val=...).")
         n_remove = None if self.n_remove == "auto" else self._count_to_remove(len(data))
-        if not isinstance(self.n_runs, Integral) or isinstance(self.n_runs, bool) or self.n_runs < 1:
-            raise ValueError(f"n_runs must be a positive integer; got {self.n_runs!r}.")
         backend = clone(resolve_backend(self.backend))
         if trajectory is not None and not isinstance(trajectory, Trajectory):
             trajectory = Trajectory.open(trajectory)
@@ -346,6 +344,8 @@ class GANInfluence(Cleanser):
         return self._smoothness
 
     def _seeds(self) -> dict[str, Any]:
+        if not isinstance(self.n_runs, Integral) or isinstance(self.n_runs, bool) or self.n_runs < 1:
+            raise ValueError(f"n_runs must be a positive integer; got {self.n_runs!r}.")
         rng = check_random_state(self.random_state)
         seeds: dict[str, Any] = {name: int(rng.randint(2**31)) for name in ("initial", "training", "evaluation")}
         return seeds | {"runs": rng.randint(2**31, size=self.n_runs - 1).tolist()}

@@ -88,7 +88,8 @@ class CleansingCurveDisplay:
         better = "higher" if relative or sign > 0 else "lower"
         what = f"improvement of held-out {metric}\n(paired, " if relative else f"held-out {metric}\n("
         ax.set(xlabel="training instances removed (%)", ylabel=f"{what}{better} is better)")
-        ax.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
+        ticks = _apart(rates)
+        ax.set_xticks(ticks, [f"{rate:.2g}" for rate in ticks])
         handles, labels = ax.get_legend_handles_labels()
         bands = f"shaded: {level:.0%} interval of the paired change over {len(baseline)} seeds"
         ax.legend(
@@ -106,6 +107,15 @@ class CleansingCurveDisplay:
         )
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+
+def _apart(rates: np.ndarray) -> list[float]:
+    """Return zero and the rates that have room for a label, from the highest down."""
+    room, ticks = 0.06 * rates.max(), [0.0]
+    for rate in sorted(rates, reverse=True):
+        if all(abs(rate - tick) >= room for tick in ticks):
+            ticks.append(float(rate))
+    return sorted(ticks)
 
 
 def _half_width(changes: np.ndarray, level: float) -> float:

@@ -55,7 +55,8 @@ def p_text(p: float) -> str:
 
 def _cell(effect: Effect, decimals: int) -> Cell:
     def number(value: float, sign: str = "") -> str:
-        return f"{value:{sign}.{decimals}f}"
+        # Without the sign of what rounds to zero from below.
+        return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"
 
     value = number(effect.mean) + ("" if math.isnan(effect.deviation) else f" ({number(effect.deviation)})")
     if math.isnan(effect.improvement):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral
 from typing import Any, TypeVar
 
@@ -38,8 +39,8 @@ class Replay:
     ----------
     step : TrainingStep
     source : DataSource
-    records : Trajectory or dict of int to StepRecord
-        What each step drew, by its number.
+    record_of : callable
+        Returns what a step drew, by its number, as it was stored.
     steps : range
         The steps to run.
     first : TrainingState
@@ -48,7 +49,7 @@ class Replay:
 
     step: TrainingStep
     source: DataSource
-    records: Trajectory | Mapping[int, StepRecord]
+    record_of: Callable[[int], StepRecord]
     steps: range
     first: TrainingState
 
@@ -58,18 +59,16 @@ class Replay:
         if not isinstance(start, Integral) or not 0 <= start <= len(trajectory):
             raise ValueError(f"The first step must be from 0 to {len(trajectory)}; got {start!r}.")
         steps = range(int(start), len(trajectory))
-        return cls(trajectory.step, trajectory.source, trajectory, steps, trajectory.state(steps.start))
+        return cls(trajectory.step, trajectory.source, trajectory.store.record, steps, trajectory.state(steps.start))
 
     def portable(self) -> Replay:
         """Return a copy that holds no more than it needs: what is sent to another process."""
-        if not isinstance(self.records, Trajectory):
-            return self
-        store = self.records.store
-        return replace(self, records={t: store.record(t) for t in self.steps})
+        records = {t: self.record_of(t) for t in self.steps}
+        return replace(self, record_of=partial(_record_in, records))
 
     def record(self, t: int) -> StepRecord:
         """Return what step `t` drew, complete."""
-        return self.step.drawn(self.records[t], self.source)
+        return self.step.drawn(self.record_of(t), self.source)
 
     def map(
         self,
@@ -131,7 +130,7 @@ class Replay:
         departures = torch.full((len(weights),), self.steps.stop)
         changed = weights != 1
         for t in reversed(self.steps):
-            departures[changed[:, self.records[t].indices].any(1)] = t
+            departures[changed[:, self.record_of(t).indices].any(1)] = t
         return departures
 
     def _advance(self, state: TrainingState, begin: int, end: int) -> TrainingState:
@@ -191,6 +190,10 @@ class Replay:
             self._first_step()
         # A run holds its state before and after the step, the gradients, and what the backward pass needs.
         return max(1, memory_budget // (4 * size_of(self.first) + saved.n_bytes))
+
+
+def _record_in(records: dict[int, StepRecord], t: int) -> StepRecord:
+    return records[t]
 
 
 class _Work(TorchDispatchMode):
