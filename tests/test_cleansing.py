@@ -314,8 +314,8 @@ def test_progress_without_rich_names_the_extra_to_install(monkeypatch, X):
         toy_cleaner().set_params(verbose=True).fit(X)
 
 
-def test_training_from_a_trained_model_alone_is_not_available(X):
-    with pytest.raises(ValueError, match="trained=True needs a back-end that works from a trained model alone; this"):
+def test_a_trained_model_alone_is_not_enough_for_a_back_end_that_traces_a_run(X):
+    with pytest.raises(ValueError, match="needs a back-end that works from the final model alone, such as 'aid'"):
         toy_cleaner().fit(X, trained=True)
 
 

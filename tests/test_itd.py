@@ -162,7 +162,7 @@ def test_an_adjoint_whose_norm_does_not_fit_single_precision_is_not_taken_for_ze
         (ITD(delta=None), "delta must be a positive number or 'auto'; got None"),
         (ITD(delta=float("nan")), "delta must be a positive number or 'auto'; got nan"),
         (ITD(delta=float("inf")), "delta must be a positive number or 'auto'; got inf"),
-        ("aid", r"backend must be one of \['itd'.*\] or an InfluenceBackend object; got 'aid'"),
+        ("adi", r"backend must be one of \['aid', .*'itd'.*\] or an InfluenceBackend object; got 'adi'"),
         (ITD, "or an InfluenceBackend object; got <class"),
     ],
 )
@@ -199,7 +199,7 @@ def test_a_backend_is_found_by_the_name_of_its_entry_point(monkeypatch):
     monkeypatch.setattr("ganclean.backends.entry_points", lambda group: [offered] * (group == offered.group))
     assert isinstance(resolve_backend("first"), FirstCoordinate)
     assert np.array_equal(toy_cleaner(backend="first").fit(X).influence_, X[:, 0])
-    with pytest.raises(ValueError, match=r"backend must be one of \['first', 'itd'\]"):
+    with pytest.raises(ValueError, match=r"backend must be one of \[.*'first', .*'itd'.*\]"):
         toy_cleaner(backend="second").fit(X)
 
 

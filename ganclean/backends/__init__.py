@@ -2,10 +2,18 @@
 
 from importlib.metadata import entry_points
 
+from ganclean.backends.aid import AID
 from ganclean.backends.base import InfluenceBackend
+from ganclean.backends.baselines import GradientDot, IsolationForestScore, RandomScore
 from ganclean.backends.itd import ITD
 
-BACKENDS: dict[str, type[InfluenceBackend]] = {"itd": ITD}
+BACKENDS: dict[str, type[InfluenceBackend]] = {
+    "itd": ITD,
+    "aid": AID,
+    "gradient_dot": GradientDot,
+    "isolation_forest": IsolationForestScore,
+    "random": RandomScore,
+}
 
 
 def resolve_backend(backend) -> InfluenceBackend:
@@ -26,4 +34,12 @@ def resolve_backend(backend) -> InfluenceBackend:
     )
 
 
-__all__ = ["ITD", "InfluenceBackend", "resolve_backend"]
+__all__ = [
+    "AID",
+    "ITD",
+    "GradientDot",
+    "InfluenceBackend",
+    "IsolationForestScore",
+    "RandomScore",
+    "resolve_backend",
+]

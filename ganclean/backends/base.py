@@ -23,11 +23,24 @@ class InfluenceBackend(BaseEstimator):
     ----------
     influences_ : dict of str to ndarray of shape (n_samples,), float64
         For each metric, the predicted change of its value if an instance were removed.
+    predicts : bool
+        Whether `influences_` and `score_samples` are such changes. A back-end that ranks instances without predicting
+        anything says False; its numbers are harmfulness then: high for what should be removed first.
+    needs_run : bool
+        Whether it reads more of the trajectory than its end. A back-end that says False works from a trained model
+        alone too, ``GANInfluence.fit(X, trained=True)``.
     """
+
+    predicts = True
+    needs_run = True
 
     def traced_epochs(self) -> int | None:
         """How many of the run's last epochs the back-end looks at; None for all."""
         return None
+
+    def passes(self) -> int:
+        """How often the back-end goes through these epochs, at most; what `GANInfluence.estimate_cost` counts with."""
+        return 1
 
     def fit(
         self, trajectory: Trajectory, gradients: Mapping[str, TrainingState], progress: Progress | None = None

@@ -128,6 +128,9 @@ class ITD(InfluenceBackend):
         self.n_augmentations = n_augmentations
         self.max_growth = max_growth
 
+    # Whether the adjoint goes back through the steps; a subclass may hold on to the metric's gradient instead.
+    _propagates = True
+
     def traced_epochs(self):
         return self.last_epochs
 
@@ -147,7 +150,8 @@ class ITD(InfluenceBackend):
                     name: _subtracted(reached.influences[name], record.indices, weights)
                     for name, weights in contributions.items()
                 }
-                cotangents = {name: one.cotangent for name, one in adjoints.items()}
+                traced = {name: one.cotangent for name, one in adjoints.items()}
+                cotangents = traced if self._propagates else reached.cotangents
                 self.growth_ = {name: max(self.growth_.get(name, 1.0), value) for name, value in growth.items()}
                 notes = {"growth": dict(self.growth_), "deviation": self.deviation_}
                 reached = Reached(record.index, cotangents, influences, notes)
@@ -239,7 +243,8 @@ class ITD(InfluenceBackend):
             growth = {name: _size(one.cotangent) / sizes[name] for name, one in adjoints.items()}
             for name, one in adjoints.items():
                 self._check_growth(name, growth[name], one, record.index, len(trajectory))
-                cotangents[name] = one.cotangent
+                if self._propagates:
+                    cotangents[name] = one.cotangent
             # Memory holds what was recomputed; this one is not needed any more.
             del after, args
             yield record, before, adjoints, growth

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -14,7 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 
-from ganclean.backends import resolve_backend
+from ganclean.backends import InfluenceBackend, resolve_backend
 from ganclean.cleansing._base import Cleanser, checked_data
 from ganclean.cleansing.removal import best_count, values_after_removal
 from ganclean.data import DataSource, as_labels, fingerprint, labels_in
@@ -52,7 +53,7 @@ class GANInfluence(Cleanser):
         What the influence is on: ``"fid"``, ``"kid"``, ``"inception_score"``, ``"log_likelihood"`` or a metric
         object. Several in a dict cost one pass over the trajectory together.
     backend : str or InfluenceBackend, default="itd"
-        How influence is computed.
+        How influence is computed: ``"itd"`` traces the recorded run, ``"aid"`` works from its end alone.
     n_remove : float, int or "auto", default=0.05
         How many of the most harmful instances to drop: a fraction in [0, 1) or a count. "auto" removes from nothing to
         half of the data, retrains the traced epochs each time, and takes what is best on the validation data `X_val`.
@@ -103,7 +104,7 @@ class GANInfluence(Cleanser):
     backend_ : InfluenceBackend
         The fitted back-end.
     trajectory_ : Trajectory
-        The recorded run.
+        The recorded run; of networks that were trained already, one of no steps.
     n_features_in_ : int
         Number of values in one instance.
 
@@ -174,7 +175,8 @@ class GANInfluence(Cleanser):
             A recorded run with these networks, trainer and data, to trace again without training; or the record of
             your own training loop, from `Recorder`, which brings the networks along.
         trained : bool, default=False
-            Reserved for back-ends that need only a trained model; none in this version.
+            Whether the networks are trained already: they are taken as they are, `trainer` says with which losses,
+            and nothing is trained. It needs a back-end that works from the final model alone, such as `AID`.
 
         Returns
         -------
@@ -189,11 +191,6 @@ class GANInfluence(Cleanser):
         NonFiniteError
             If training diverges or an adjoint overflows.
         """
-        if trained:
-            raise ValueError(
-                "trained=True needs a back-end that works from a trained model alone; this version has none. Leave "
-                "it out: fit trains the networks and records the run."
-            )
         data = self._check_data(X, reset=True)
         self.reference_ = data if X_val is None else self._check_data(X_val)
         metrics, selected = self._resolve_metrics()
@@ -201,6 +198,8 @@ class GANInfluence(Cleanser):
             raise ValueError("n_remove='auto' chooses on validation data: call fit(X, X_val=...).")
         n_remove = None if self.n_remove == "auto" else self._count_to_remove(len(data))
         backend = clone(resolve_backend(self.backend))
+        if trained:
+            self._check_trained(backend, trajectory)
         if trajectory is not None and not isinstance(trajectory, Trajectory):
             trajectory = Trajectory.open(trajectory)
         seeds = self._seeds()
@@ -213,7 +212,9 @@ class GANInfluence(Cleanser):
             labels = "" if source.labels is None else f" {fingerprint(source.labels)}"
             description = trainer.describe(step, len(data), self._fingerprint + labels)
             record = step.drawn(next(trainer.draw(step, source, 0)), source)
-            if trajectory is not None:
+            if trained:
+                trajectory = Trajectory.without_run(step, source, trainer.batch_size_for(len(source)))
+            elif trajectory is not None:
                 trajectory.check_matches(description)
                 trajectory.check_complete()
                 trajectory.bind(step, source)
@@ -237,7 +238,7 @@ class GANInfluence(Cleanser):
                     step,
                     source,
                     description,
-                    traced_epochs=backend.traced_epochs(),
+                    traced_epochs=_kept_epochs(backend),
                     random_state=seeds["training"],
                     progress=progress,
                 )
@@ -252,7 +253,9 @@ class GANInfluence(Cleanser):
             self.metric_name_ = selected
             self.backend_ = backend.fit(trajectory, self.gradients_, progress)
             runs = [self.backend_.influences_, *self._further_runs(seeds["runs"], progress)]
-        self.influences_ = {name: np.mean([run[name] for run in runs], axis=0) for name in self.metrics_}
+        # A back-end that predicts nothing says how harmful instances are, whichever way a metric goes.
+        signs = {name: 1.0 if backend.predicts else _sign(metric) for name, metric in self.metrics_.items()}
+        self.influences_ = {name: sign * np.mean([run[name] for run in runs], axis=0) for name, sign in signs.items()}
         self.influence_ = self.influences_[selected]
         self.influence_std_error_ = _std_error([run[selected] for run in runs])
         self._smoothness: float | None = None
@@ -322,14 +325,15 @@ class GANInfluence(Cleanser):
         trainer, step, source = self._prepare(data, y, self._seeds()["initial"])
         description = trainer.describe(step, len(data), "")
         trajectory = Trajectory(description)
-        plan = trainer.plan(step, len(trajectory), trajectory.start_of_last(backend.traced_epochs()))
-        return estimate_cost(
+        plan = trainer.plan(step, len(trajectory), trajectory.start_of_last(_kept_epochs(backend)))
+        cost = estimate_cost(
             step,
             source,
             step.drawn(next(trainer.draw(step, source, 0)), source),
             getattr(backend, "probe", lambda *_: None),
             plan,
         )
+        return replace(cost, seconds_tracing=cost.seconds_tracing * backend.passes())
 
     @property
     def smoothness_(self):
@@ -342,6 +346,25 @@ class GANInfluence(Cleanser):
             start = self.trajectory_.start_of_last(self.backend_.traced_epochs())
             self._smoothness = metasmoothness(Replay.of(self.trajectory_, start))
         return self._smoothness
+
+    def _check_trained(self, backend: InfluenceBackend, trajectory: Any) -> None:
+        """Raise `ValueError` where trained networks alone are not enough for what is asked."""
+        if backend.needs_run:
+            raise ValueError(
+                f"trained=True needs a back-end that works from the final model alone, such as 'aid'; {backend!r} "
+                "traces a recorded run. Choose backend='aid', or leave trained out: fit trains and records."
+            )
+        if trajectory is not None:
+            raise ValueError("Give a recorded trajectory or trained=True, not both: the record knows its final model.")
+        if self.generator is None or self.discriminator is None:
+            raise ValueError(
+                "trained=True takes the networks as they are: give the trained generator and discriminator."
+            )
+        if self.n_remove == "auto" or self.n_runs != 1:
+            raise ValueError(
+                "n_remove='auto' and n_runs train again, which trained=True rules out: give a fraction or a count, and "
+                "n_runs=1."
+            )
 
     def _seeds(self) -> dict[str, Any]:
         if not isinstance(self.n_runs, Integral) or isinstance(self.n_runs, bool) or self.n_runs < 1:
@@ -446,8 +469,8 @@ class GANInfluence(Cleanser):
                 "pass a Dataset whose items hold them."
             )
         samples = DataSource(data, trained_on.dtype, trained_on.device, labels)
-        influence = self.backend_.score_samples(self.trajectory_, self.gradients_[self.metric_name_], samples)
-        return _sign(self.metric_) * influence
+        scores = self.backend_.score_samples(self.trajectory_, self.gradients_[self.metric_name_], samples)
+        return _sign(self.metric_) * scores if self.backend_.predicts else scores
 
     def _evaluator(
         self,
@@ -480,6 +503,11 @@ def _std_error(runs: list[np.ndarray]) -> np.ndarray:
     if len(runs) < 2:
         return np.full_like(runs[0], np.nan)
     return np.std(runs, axis=0, ddof=1) / np.sqrt(len(runs))
+
+
+def _kept_epochs(backend: InfluenceBackend) -> int | None:
+    """Return of how many of the last epochs a back-end reads the states."""
+    return backend.traced_epochs() if backend.needs_run else 1
 
 
 def _built(player: str, network: nn.Module | Callable | None, sample_shape: tuple[int, ...]) -> nn.Module | None:

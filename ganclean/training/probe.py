@@ -244,7 +244,7 @@ def _noise(like: Tensor, seed: int) -> Tensor:
 def _untraceable(error: Exception) -> NetworkError:
     return NetworkError(
         f"A step of this training cannot be run and traced: {error}. Replace the operation; if it only lacks a second "
-        "derivative, use ITD(derivative='secant'), the default, which needs none."
+        "derivative, use ITD(derivative='secant') or AID(derivative='secant'), the default of both, which needs none."
     )
 
 

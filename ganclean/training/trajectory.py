@@ -75,6 +75,14 @@ class Trajectory:
         trajectory.check_complete()
         return trajectory
 
+    @classmethod
+    def without_run(cls, step: TrainingStep, source: DataSource, batch_size: int) -> Trajectory:
+        """Return a trajectory of no steps, whose only state is the networks as they are: a trained model alone."""
+        description = {"n_steps": 0, "steps_per_epoch": -(-len(source) // batch_size), "batch_size": batch_size}
+        trajectory = cls(description)
+        trajectory.store.start(description, step.initial_state())
+        return trajectory.bind(step, source)
+
     def __len__(self) -> int:
         if self.description["n_steps"] is None:
             raise TrajectoryError(
@@ -94,6 +102,11 @@ class Trajectory:
     def steps_per_epoch(self) -> int:
         """The number of steps in one pass over the data."""
         return self.description["steps_per_epoch"]
+
+    @property
+    def batch_size(self) -> int:
+        """The number of instances in a full batch."""
+        return self.description["batch_size"] if "batch_size" in self.description else len(self[0].indices)
 
     def bind(self, step: TrainingStep, source: DataSource | None) -> Trajectory:
         """Attach the step and the data that states are recomputed with, and return self."""
@@ -123,6 +136,7 @@ class Trajectory:
 
     def start_of_last(self, epochs: int | None) -> int:
         """Return the first step of the last `epochs` epochs; of the whole run for None."""
+        self.check_run()
         if epochs is None:
             return 0
         n_epochs = -(-len(self) // self.steps_per_epoch)
@@ -208,6 +222,15 @@ class Trajectory:
                 f"The trajectory in {self.store} is truncated: {done} of {len(self)} steps are there, probably since "
                 "training was interrupted. To resume it, fit with the same GANTrainer(store=...), data and "
                 "random_state, without trajectory=."
+            )
+
+    def check_run(self) -> None:
+        """Raise `TrajectoryError` where there is no run to be traced or replayed, but a trained model alone."""
+        if not len(self):
+            raise TrajectoryError(
+                "This needs a recorded run to trace or replay, but the cleaner was fitted to a trained model alone "
+                "(trained=True). Leave trained out, so that fit trains and records, or record your own loop with a "
+                "Recorder."
             )
 
     @property

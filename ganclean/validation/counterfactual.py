@@ -123,6 +123,7 @@ def counterfactual_retrain(
     (3, 2)
     """
     check_is_fitted(cleaner)
+    cleaner.trajectory_.check_run()
     metrics = metric if isinstance(metric, Mapping) else {"": cleaner.metric_ if metric is None else metric}
     if not metrics:
         raise ValueError("metric must be a Metric or a dict of at least one; got an empty dict.")

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from sklearn.base import clone
 from sklearn.covariance import LedoitWolf
 from sklearn.ensemble import IsolationForest
 from sklearn.utils import check_random_state
+from torch import nn
 
+from ganclean.backends.baselines import features_of
 from ganclean.metrics import DiscriminatorLoss, FeatureMetric
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ def discriminator_loss(cleaner: GANInfluence, seed: int) -> np.ndarray:
 
 def isolation_forest(cleaner: GANInfluence, seed: int) -> np.ndarray:
     """Return how isolated the instances are in the metric's features."""
-    features = features_of(cleaner)
+    features = metric_features(cleaner)
     return -IsolationForest(random_state=seed).fit(features).score_samples(features)
 
 
 def density(cleaner: GANInfluence, seed: int) -> np.ndarray:
     """Return how improbable the instances are under a Gaussian in the metric's features, as in instance selection."""
-    features = features_of(cleaner)
+    features = metric_features(cleaner)
     return LedoitWolf().fit(features).mahalanobis(features)
 
 
@@ -84,9 +85,8 @@ class _InfluenceOn:
         return sign * cleaner.influences_[self.metric]
 
 
-def features_of(cleaner: GANInfluence) -> np.ndarray:
+def metric_features(cleaner: GANInfluence) -> np.ndarray:
     """Return the training instances' features of the deciding metric, or their values where it has none."""
-    metric, source = cleaner.metric_, cleaner.trajectory_.source
-    extract = metric.extract if isinstance(metric, FeatureMetric) else torch.nn.Flatten()
-    with torch.no_grad():
-        return torch.cat([extract(batch).double().cpu() for batch in source.batches()]).numpy()
+    metric = cleaner.metric_
+    extract = metric.extract if isinstance(metric, FeatureMetric) else nn.Flatten()
+    return features_of(cleaner.trajectory_.source, extract)
