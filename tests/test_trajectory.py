@@ -9,7 +9,7 @@ from torch import nn
 
 from ganclean import GANInfluence, Trajectory
 from ganclean.backends import ITD
-from ganclean.exceptions import ReplayMismatchError, TrajectoryError
+from ganclean.exceptions import NetworkError, ReplayMismatchError, TrajectoryError
 from ganclean.metrics import SampleMean
 from ganclean.optim import SGD
 from ganclean.training.checkpoints import size_of
@@ -355,20 +355,28 @@ def test_single_precision_is_compared_more_loosely(relative, matches, X):
 
 
 class Unsteady(nn.Module):
-    """Adds noise that no seed determines."""
+    """Adds noise that no seed determines, after some calls that are without."""
 
-    def __init__(self):
+    def __init__(self, n_steady):
         super().__init__()
         self.rng = np.random.default_rng(0)
+        self.n_steady = n_steady
 
     def forward(self, x):
-        return x + 1e-2 * self.rng.normal()
+        self.n_steady -= 1
+        return x if self.n_steady >= 0 else x + 1e-2 * self.rng.normal()
 
 
-def test_an_operation_that_is_not_deterministic_is_noticed(X):
+def test_an_operation_that_is_not_deterministic_is_noticed_before_training(X):
+    generator, discriminator = toy_networks()
+    with pytest.raises(NetworkError, match="random numbers that are not torch's"):
+        toy_cleaner((generator.insert(1, Unsteady(0)), discriminator)).fit(X)
+
+
+def test_an_operation_that_becomes_random_in_training_is_noticed_by_replay(X):
     generator, discriminator = toy_networks()
     with pytest.raises(ReplayMismatchError, match=r"Recomputing the steps up to step 9 .* not deterministic"):
-        toy_cleaner((generator.insert(1, Unsteady()), discriminator), checkpoint_every=5).fit(X)
+        toy_cleaner((generator.insert(1, Unsteady(25)), discriminator), checkpoint_every=5).fit(X)
 
 
 def convolutional():

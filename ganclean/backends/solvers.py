@@ -137,7 +137,7 @@ def lgmres(operator: Operator, multiply: Multiply, b: Tensor, settings: Settings
 def ekfac(operator: Operator, multiply: Multiply, b: Tensor, settings: Settings) -> Tensor:
     """GMRES whose unknowns are preconditioned by `GameInverse`: (Jᵀ + damping·I) M⁻¹ y = b, u = M⁻¹ y (theory, 5).
 
-    The few first products bring it closer than those of `gmres`: enough for large networks, where few can be afforded.
+    Where damping is small, the first few products usually bring it closer than those of `gmres`; later ones need not.
     The sweep alone, repeated, diverges on games that rotate. It needs a `Game`; each product takes half of one more.
     """
     # The factors serve all metrics.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from numbers import Integral
@@ -12,22 +11,21 @@ import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
-from torch import Tensor, nn
+from sklearn.utils.validation import check_is_fitted
 
 from ganclean.backends import InfluenceBackend, resolve_backend
 from ganclean.cleansing._base import Cleanser, checked_data
+from ganclean.cleansing.preparation import attached, labels_for, prepared
 from ganclean.cleansing.removal import best_count, values_after_removal
-from ganclean.data import DataSource, as_labels, fingerprint, labels_in
+from ganclean.data import DataSource, fingerprint
 from ganclean.exceptions import NonFiniteError
 from ganclean.metrics import resolve_metric
 from ganclean.metrics.base import Metric
 from ganclean.metrics.evaluation import Evaluator
-from ganclean.networks import default_pair
 from ganclean.parallel import side_by_side
 from ganclean.progress import progress_bars
-from ganclean.training.network import loaded, seeded
-from ganclean.training.probe import CostEstimate, check_networks, estimate_cost, probe_step
+from ganclean.training.network import loaded
+from ganclean.training.probe import CostEstimate, estimate_cost, probe_step
 from ganclean.training.replay import Replay
 from ganclean.training.smoothness import metasmoothness
 from ganclean.training.step import TrainingStep
@@ -205,7 +203,12 @@ class GANInfluence(Cleanser):
         seeds = self._seeds()
         self._fingerprint = fingerprint(data)
         if trajectory is not None and trajectory.is_of_own_loop:
-            trainer, step, source = self._attach(trajectory, data, y)
+            if self.generator is not None or self.discriminator is not None or self.trainer is not None:
+                raise ValueError(
+                    "The trajectory is of your own training loop and brings its networks along. Leave generator, "
+                    "discriminator and trainer out: GANInfluence(metric=..., backend=...).fit(X, trajectory=...)."
+                )
+            trainer, (step, source) = None, attached(trajectory, data, y)
             record = trajectory[0]
         else:
             trainer, step, source = self._prepare(data, y, seeds["initial"])
@@ -391,47 +394,8 @@ class GANInfluence(Cleanser):
         jobs = [(self._sibling(seed, n_runs=1), source.data, source.labels, self.reference_) for seed in seeds]
         return side_by_side(_influences_of, jobs, self.n_jobs, progress, "further runs")
 
-    def _attach(self, trajectory: Trajectory, data, y) -> tuple[None, TrainingStep, DataSource]:
-        """Attach the data to the record of the user's own loop, which brings its networks along."""
-        if self.generator is not None or self.discriminator is not None or self.trainer is not None:
-            raise ValueError(
-                "The trajectory is of your own training loop and brings its networks along. Leave generator, "
-                "discriminator and trainer out: GANInfluence(metric=..., backend=...).fit(X, trajectory=...)."
-            )
-        trajectory.check_complete()
-        step = trajectory.step
-        like = next(step.generator.parameters())
-        labels = self._labels(data, y, step.conditional)
-        source = DataSource(data, labels=labels).cast(like.dtype, like.device)
-        trajectory.check_batches(source)
-        trajectory.bind(step, source)
-        check_networks(step, source)
-        return None, step, source
-
     def _prepare(self, data, y, seed: int) -> tuple[GANTrainer, TrainingStep, DataSource]:
-        """Build what trains, and check that the networks fit the data."""
-        if not isinstance(self.trainer, GANTrainer | None):
-            raise ValueError(f"trainer must be a GANTrainer or None; got {self.trainer!r}.")
-        trainer = GANTrainer() if self.trainer is None else clone(self.trainer)
-        source = DataSource(data, labels=self._labels(data, y, trainer.conditional))
-        shape = tuple(source.sample_shape)
-        with seeded(seed):
-            generator = _built("generator", self.generator, shape)
-            discriminator = _built("discriminator", self.discriminator, shape)
-            if generator is None or discriminator is None:
-                # A default network suits the one beside it, or else the data.
-                given = [p for module in (generator, discriminator) if module is not None for p in module.parameters()]
-                dtype = torch.float64 if source[[0]].dtype == torch.float64 else torch.float32
-                like = given[0] if given else torch.empty(0, dtype=dtype)
-                defaults = default_pair(shape, trainer.latent_dim)
-                generator = defaults[0].to(like) if generator is None else generator
-                discriminator = defaults[1].to(like) if discriminator is None else discriminator
-        step = trainer.make_step(generator, discriminator)
-        parameter = next(generator.parameters(), None)
-        if parameter is not None:
-            source = source.cast(parameter.dtype, parameter.device)
-        check_networks(step, source, trainer.batch_size_for(len(source)))
-        return trainer, step, source
+        return prepared(self.generator, self.discriminator, self.trainer, data, y, seed)
 
     def _resolve_metrics(self) -> tuple[dict[str, Metric], str]:
         if isinstance(self.metric, dict) and self.metric:
@@ -444,25 +408,15 @@ class GANInfluence(Cleanser):
             raise ValueError(f"select must name one of the metrics {sorted(metrics)}; got {self.select!r}.")
         return metrics, selected
 
-    @staticmethod
-    def _labels(data, y, conditional: bool) -> Tensor | None:
-        """Return the labels that conditional networks take: `y`, or what a Dataset holds."""
-        if not conditional:
-            return None
-        if y is None:
-            return labels_in(data)
-        check_consistent_length(data, y)
-        return as_labels(y)
-
     def _is_training_data(self, data) -> bool:
         if not super()._is_training_data(data):
             return False
-        labels = self._labels(data, None, self.trajectory_.step.conditional)
+        labels = labels_for(data, None, self.trajectory_.step.conditional)
         return labels is None or fingerprint(labels) == fingerprint(self.trajectory_.source.labels)
 
     def _harmfulness_of(self, data, y=None) -> np.ndarray:
         trained_on = self.trajectory_.source
-        labels = self._labels(data, y, self.trajectory_.step.conditional)
+        labels = labels_for(data, y, self.trajectory_.step.conditional)
         if labels is None and trained_on.labels is not None:
             raise ValueError(
                 "The networks are conditional: the labels of new instances are needed. Call score_samples(X, y), or "
@@ -508,19 +462,6 @@ def _std_error(runs: list[np.ndarray]) -> np.ndarray:
 def _kept_epochs(backend: InfluenceBackend) -> int | None:
     """Return of how many of the last epochs a back-end reads the states."""
     return backend.traced_epochs() if backend.needs_run else 1
-
-
-def _built(player: str, network: nn.Module | Callable | None, sample_shape: tuple[int, ...]) -> nn.Module | None:
-    if network is None:
-        return None
-    if not isinstance(network, nn.Module) and callable(network):
-        network = network(sample_shape)
-    if not isinstance(network, nn.Module):
-        raise ValueError(
-            f"{player} must be a torch.nn.Module, a function from the shape of one instance to a module, or None; got "
-            f"{network!r}."
-        )
-    return network
 
 
 def _sign(metric: Metric) -> float:
