@@ -13,6 +13,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from ganclean.backends.base import InfluenceBackend
+from ganclean.backends.ekfac import curvlinops_module
 from ganclean.backends.game import PLAYERS, Game, draw_chunks
 from ganclean.backends.solvers import SOLVERS, Settings, solve
 from ganclean.data import DataSource
@@ -42,10 +43,11 @@ class AID(InfluenceBackend):
 
     Parameters
     ----------
-    solver : {"gmres", "lgmres", "neumann"}, default="gmres"
+    solver : {"gmres", "lgmres", "neumann", "ekfac"}, default="gmres"
         How Jᵀu = ∇V is solved. J is not symmetric, which rules out conjugate gradients. "gmres" is fastest and holds up
         to 100 vectors of the size of the model, "lgmres" 33; "neumann" sums a series, holds three, and converges where
-        `damping` and `scale` let it.
+        `damping` and `scale` let it. "ekfac" is GMRES preconditioned by EK-FAC curvature of both players (extra
+        ``ekfac``; it needs damping), which makes the first few products count.
     derivative : {"secant", "exact"}, default="secant"
         "exact" takes second derivatives of the networks, and forward-mode derivatives for the instances. "secant" takes
         central differences of first gradients and of losses.
@@ -223,6 +225,8 @@ class AID(InfluenceBackend):
     def _check_parameters(self) -> None:
         if self.solver not in SOLVERS:
             raise ValueError(f"solver must be one of {list(SOLVERS)}; got {self.solver!r}.")
+        if self.solver == "ekfac":
+            curvlinops_module()
         if self.derivative not in DERIVATIVES:
             raise ValueError(f"derivative must be one of {list(DERIVATIVES)}; got {self.derivative!r}.")
         for name in ("delta", "tol"):

@@ -118,7 +118,7 @@ class Game:
                 value = evaluate(theta, moved)
             with self._network(player).installed(moved), self._network(_rival(player)).installed(held, trained=False):
                 total += share * _joined(grad(value, list(moved.values()), materialize_grads=True))
-        return total + _decay(self._rule(player)) * self._theta[player]
+        return total + decay_of(self._rule(player)) * self._theta[player]
 
     def along(self, v: Tensor) -> Tensor:
         """Return ⟨v, ∇_{θ_D} ℓ_D(x)⟩ for each instance of the chunks, in their order, shape (n,).
@@ -215,7 +215,7 @@ class Game:
                 for q, product in self._chunk_products(player, direction, width, record, real, into).items():
                     total[q] += share * product
             if player in total:
-                total[player] += _decay(self._rule(player)) * direction
+                total[player] += decay_of(self._rule(player)) * direction
         return {q: product.to(v.dtype) for q, product in total.items()}
 
     def _chunk_products(
@@ -344,7 +344,7 @@ def _rival(player: str) -> str:
     return PLAYERS[1 - PLAYERS.index(player)]
 
 
-def _decay(rule: Optimizer) -> float:
+def decay_of(rule: Optimizer) -> float:
     """Return the weight decay that a rule adds to the gradient."""
     inner = rule.optimizer if isinstance(rule, Clipped) else rule
     return 0.0 if isinstance(inner, AdamW) else float(getattr(inner, "weight_decay", 0.0))
