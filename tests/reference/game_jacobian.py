@@ -43,6 +43,8 @@ def game_jacobian(generator, discriminator, chunks, source, penalty=None, decay=
     """∂(g_G, g_D)/∂(θ_G, θ_D) of the non-saturating game, and (g_G, g_D) itself."""
     theta = torch.cat([flat(generator), flat(discriminator)])
     n_g, n = len(flat(generator)), sum(len(record.indices) for record in chunks)
+    # Looked up here, since early versions of torch cannot within a transform.
+    real = [source[record.indices] for record in chunks]
 
     def generated(theta_g, latents, labels):
         return _called(generator, theta_g, latents, *(() if labels is None else (labels,)))
@@ -57,12 +59,11 @@ def game_jacobian(generator, discriminator, chunks, source, penalty=None, decay=
 
     def loss_d(theta_d, theta_g):
         total = 0
-        for record in chunks:
+        for record, drawn in zip(chunks, real):
             fake = generated(theta_g, record.latents_d, record.labels_d)
             labels = () if record.labels_d is None else (record.labels_d,)
-            real = source[record.indices]
             total = total + softplus(_called(discriminator, theta_d, fake, *labels)).sum() / n
-            losses = instance_losses(discriminator, theta_d, real, record.labels, fake, record.mixing, penalty)
+            losses = instance_losses(discriminator, theta_d, drawn, record.labels, fake, record.mixing, penalty)
             total = total + losses.sum() / n
         return total
 
