@@ -293,12 +293,14 @@ def test_scores_are_inner_products_with_the_gradients_of_single_instances(name):
     discriminator, parts = networks[1], []
     for record in game.records:
         fake = game.step.generate(game.state.generator, {}, record)[0]
+        real = game.source[record.indices]
 
-        def loss(theta, i, record=record, fake=fake):
+        def loss(theta, i, record=record, fake=fake, real=real):
             labels = None if record.labels is None else record.labels[i : i + 1]
             mixing = None if record.mixing is None else record.mixing[i : i + 1]
-            x = game.source[record.indices[i : i + 1]]
-            return instance_losses(discriminator, theta, x, labels, fake[i : i + 1], mixing, settings.get("penalty"))[0]
+            row = slice(i, i + 1)
+            penalty = settings.get("penalty")
+            return instance_losses(discriminator, theta, real[row], labels, fake[row], mixing, penalty)[0]
 
         gradients = [torch.func.grad(loss)(flat(discriminator), i) for i in range(len(record.indices))]
         parts += [float(g @ v) for g in gradients]
