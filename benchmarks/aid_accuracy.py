@@ -167,7 +167,8 @@ def main() -> None:
                         continue
                     reference = influence if reference is None else reference
                     show(pair, seed, damping, name, influence, reference, truths, info)
-    write_results(args.json, {"settings": vars(args), "rows": results})
+    settings = {name: value for name, value in vars(args).items() if name != "json"}
+    write_results(args.json, {"settings": settings, "rows": results})
 
 
 if __name__ == "__main__":

@@ -216,7 +216,8 @@ def main() -> None:
     results["score_in_forwards"] = scoring / forward
     results["peak_gib"] = peak()
     results["threads"] = torch.get_num_threads()
-    write_results(args.json, {"settings": vars(args), **results})
+    settings = {name: value for name, value in vars(args).items() if name != "json"}
+    write_results(args.json, {"settings": settings, **results})
 
 
 if __name__ == "__main__":

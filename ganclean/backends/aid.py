@@ -47,7 +47,7 @@ class AID(InfluenceBackend):
         How Jᵀu = ∇V is solved. J is not symmetric, which rules out conjugate gradients. "gmres" is fastest and holds up
         to 100 vectors of the size of the model, "lgmres" 33; "neumann" sums a series, holds three, and converges where
         `damping` and `scale` let it. "ekfac" is GMRES preconditioned by EK-FAC curvature of both players (extra
-        ``ekfac``; it needs damping), which makes the first few products count.
+        ``ekfac``), which makes the first few products count where there is damping.
     derivative : {"secant", "exact"}, default="secant"
         "exact" takes second derivatives of the networks, and forward-mode derivatives for the instances. "secant" takes
         central differences of first gradients and of losses.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,8 @@ class Game:
     records: tuple[StepRecord, ...]
     derivative: str = "secant"
     delta: float = 1e-3
+    # Approximate inverses that a solver has computed, by damping. A copy with other chunks begins without.
+    inverses: dict[float, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         penalty = self.step.penalty

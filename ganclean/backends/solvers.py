@@ -16,6 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from ganclean.backends.ekfac import GameInverse
+from ganclean.backends.game import Game
 from ganclean.exceptions import NonFiniteError
 
 # Krylov vectors that are held at a time.
@@ -140,10 +141,11 @@ def ekfac(operator: Operator, multiply: Multiply, b: Tensor, settings: Settings)
     Where damping is small, the first few products usually bring it closer than those of `gmres`; later ones need not.
     The sweep alone, repeated, diverges on games that rotate. It needs a `Game`; each product takes half of one more.
     """
+    assert isinstance(operator, Game), "EK-FAC needs the networks of a Game"
     # The factors serve all metrics.
-    inverse = vars(operator).setdefault("ekfac", {}).get(settings.damping)
-    if inverse is None:
-        inverse = vars(operator)["ekfac"][settings.damping] = GameInverse(operator, settings.damping)  # type: ignore
+    if settings.damping not in operator.inverses:
+        operator.inverses[settings.damping] = GameInverse(operator, settings.damping)
+    inverse = operator.inverses[settings.damping]
     return inverse(gmres(operator, lambda v: multiply(inverse(v)), b, settings))
 
 

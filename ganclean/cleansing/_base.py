@@ -115,8 +115,6 @@ class Cleanser(BaseEstimator):
 
     def _count_to_remove(self, n_samples: int) -> int:
         n = self.n_remove
-        if isinstance(n, str) and n == "auto":
-            raise ValueError("n_remove='auto' is not available in this version; give a fraction or a count.")
         if isinstance(n, Integral) and not isinstance(n, bool) and 0 <= int(n) < n_samples:
             return int(n)
         if isinstance(n, Real) and not isinstance(n, Integral) and 0 <= float(n) < 1:

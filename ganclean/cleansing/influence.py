@@ -48,8 +48,8 @@ class GANInfluence(Cleanser):
     trainer : GANTrainer, optional
         How to train; default ``GANTrainer()``.
     metric : str, Metric or dict of str to these, default="fid"
-        What the influence is on: ``"fid"``, ``"kid"``, ``"inception_score"``, ``"log_likelihood"`` or a metric
-        object. Several in a dict cost one pass over the trajectory together.
+        What the influence is on: ``"fid"``, ``"kid"``, ``"inception_score"``, ``"log_likelihood"``, ``"mmd"``
+        or a metric object. Several in a dict cost one pass over the trajectory together.
     backend : str or InfluenceBackend, default="itd"
         How influence is computed: ``"itd"`` traces the recorded run, ``"aid"`` works from its end alone.
     n_remove : float, int or "auto", default=0.05
@@ -58,8 +58,8 @@ class GANInfluence(Cleanser):
     select : str, optional
         Which of several metrics decides what is dropped; default the first.
     n_runs : int, default=1
-        Average the influence over so many independently seeded runs. What a single run owes to its own random numbers
-        averages out.
+        Average the influence over so many independently seeded runs; `influence_std_error_` then says how much of it
+        belongs to the single run.
     n_jobs : int, optional
         How many of the runs go side by side, through joblib.
     verbose : bool, default=False
