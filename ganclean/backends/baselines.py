@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import torch
 from sklearn.ensemble import IsolationForest
 from sklearn.utils import check_random_state
-from torch import Tensor, nn
 
 from ganclean.backends.base import InfluenceBackend
 from ganclean.backends.itd import ITD
-from ganclean.data import DataSource
-from ganclean.metrics.extractors import resolve_extractor
+from ganclean.metrics.extractors import features_of, resolve_extractor
 
 
 class RandomScore(InfluenceBackend):
@@ -137,13 +132,3 @@ class GradientDot(ITD):
     """
 
     _propagates = False
-
-
-def features_of(source: DataSource, extract: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """Return features of all instances, shape (n_samples, n_features), float64."""
-    if isinstance(extract, nn.Module):
-        # As the metrics do: in the extractor's own type and on its device.
-        like = next(extract.parameters(), None)
-        source = source if like is None else source.cast(like.dtype, like.device)
-    with torch.no_grad():
-        return torch.cat([extract(batch).flatten(1).double().cpu() for batch in source.batches()]).numpy()

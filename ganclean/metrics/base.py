@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import torch
 from sklearn.base import BaseEstimator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ganclean.data import as_source
-from ganclean.exceptions import NetworkError
-from ganclean.metrics.extractors import resolve_extractor
+from ganclean.metrics.extractors import extract_features, resolve_extractor
 
 
 class Metric(BaseEstimator):
@@ -118,16 +117,3 @@ class FeatureMetric(Metric):
     def __call__(self, samples: Tensor, *discriminator: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the metric of some samples, shape (n, *sample_shape), as a differentiable scalar."""
         return self.reduce(self.extract(samples))
-
-
-def extract_features(extractor: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
-    """Return an extractor's features as float64 vectors; samples are cast to the extractor's own type first."""
-    parameter = next(extractor.parameters(), None) if isinstance(extractor, nn.Module) else None
-    features = extractor(samples if parameter is None else samples.to(parameter))
-    if not isinstance(features, Tensor) or features.ndim == 0 or len(features) != len(samples):
-        got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-        raise NetworkError(
-            f"The feature extractor returned {got} for {len(samples)} samples; expected one tensor of shape "
-            f"({len(samples)}, n_features)."
-        )
-    return features.flatten(1).double() if features.ndim > 1 else features[:, None].double()

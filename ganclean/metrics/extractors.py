@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from ganclean.data import as_source
+from ganclean.data import DataSource, as_source
 from ganclean.exceptions import NetworkError
 from ganclean.networks import ImageClassifier
 from ganclean.training.network import seeded
@@ -132,3 +133,22 @@ def resolve_extractor(extractor, sample_shape) -> Callable[[Tensor], Tensor]:
         f"feature_extractor must be a module or function from samples to vectors, 'inception', 'pixels' or None; got "
         f"{extractor!r}."
     )
+
+
+def extract_features(extractor: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
+    """Return an extractor's features as float64 vectors; samples are cast to the extractor's own type first."""
+    parameter = next(extractor.parameters(), None) if isinstance(extractor, nn.Module) else None
+    features = extractor(samples if parameter is None else samples.to(parameter))
+    if not isinstance(features, Tensor) or features.ndim == 0 or len(features) != len(samples):
+        got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise NetworkError(
+            f"The feature extractor returned {got} for {len(samples)} samples; expected one tensor of shape "
+            f"({len(samples)}, n_features)."
+        )
+    return features.flatten(1).double() if features.ndim > 1 else features[:, None].double()
+
+
+def features_of(source: DataSource, extract: Callable[[Tensor], Tensor]) -> np.ndarray:
+    """Return features of all instances, shape (n_samples, n_features), float64."""
+    with torch.no_grad():
+        return torch.cat([extract_features(extract, batch).cpu() for batch in source.batches()]).numpy()

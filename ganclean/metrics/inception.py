@@ -6,8 +6,8 @@ import torch
 from torch.nn.functional import log_softmax
 
 from ganclean.exceptions import MetricError
-from ganclean.metrics.base import FeatureMetric, extract_features
-from ganclean.metrics.extractors import InceptionV3
+from ganclean.metrics.base import FeatureMetric
+from ganclean.metrics.extractors import InceptionV3, extract_features
 
 
 class InceptionScore(FeatureMetric):

@@ -12,8 +12,8 @@ from sklearn.ensemble import IsolationForest
 from sklearn.utils import check_random_state
 from torch import nn
 
-from ganclean.backends.baselines import features_of
 from ganclean.metrics import DiscriminatorLoss, FeatureMetric
+from ganclean.metrics.extractors import features_of
 
 if TYPE_CHECKING:
     from ganclean.cleansing import GANInfluence
