@@ -5,7 +5,7 @@ of pixels. Random groups of 5%, and single instances, are removed, and the last 
 of each solver stand its products, its residual, and the rank correlation of its influences with those of GMRES at the
 same damping; "ekfac/10" stops after 10 products, as large networks would, and "gmres/10" too.
 
-    python -m benchmarks.aid_accuracy [--damping 0.3 1] [--seeds 0] [--quick] [--json F]
+    python -m benchmarks.aid_accuracy [--pairs dcgan] [--solvers gmres] [--damping 0.3 1] [--seeds 0] [--quick] [--json F]
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ def solved(trajectory, gradients, name: str, damping: float, quick: bool) -> tup
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", nargs="+", default=["dcgan", "convolutional", "linear"], choices=list(PAIRS))
+    parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), help="NAME, or NAME/PRODUCTS to stop earlier")
     parser.add_argument("--damping", type=float, nargs="+", default=[0.3, 1.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--instances", type=int, default=300)
@@ -159,7 +160,7 @@ def main() -> None:
             show(pair, seed, None, "itd", cleaner.influence_, None, truths, {})
             for damping in args.damping:
                 reference = None
-                for name in SOLVERS:
+                for name in args.solvers:
                     try:
                         influence, info = solved(cleaner.trajectory_, cleaner.gradients_, name, damping, args.quick)
                     except NonFiniteError as error:

@@ -91,6 +91,8 @@ class GANInfluence(Cleanser):
         The fitted metric that decides, and all of them.
     metric_name_ : str
         The name of the one that decides.
+    objective_ : str
+        What harmfulness means: "influence:" and that name. Other cleansers have other objectives, such as credit.
     reference_ : array, Tensor or Dataset
         What the metrics were fitted to.
     metric_value_, metric_values_ : float, dict of str to float
@@ -254,6 +256,7 @@ class GANInfluence(Cleanser):
             self.metric_value_ = self.metric_values_[selected]
             self.gradients_ = {name: gradient for name, (_, gradient) in both.items()}
             self.metric_name_ = selected
+            self.objective_ = f"influence:{selected}"
             self.backend_ = backend.fit(trajectory, self.gradients_, progress)
             runs = [self.backend_.influences_, *self._further_runs(seeds["runs"], progress)]
         # A back-end that predicts nothing says how harmful instances are, whichever way a metric goes.

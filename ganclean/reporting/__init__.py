@@ -1,6 +1,6 @@
-"""The HTML report of a cleansing."""
+"""Reports in HTML."""
 
 from ganclean.reporting.case import CleansingCase, Effect, window
-from ganclean.reporting.report import write_report
+from ganclean.reporting.cleansing import write_report
 
 __all__ = ["CleansingCase", "Effect", "window", "write_report"]

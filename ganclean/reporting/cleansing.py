@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,6 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from ganclean._version import __version__
-from ganclean.exceptions import missing_extra
 from ganclean.plotting import (
     CleansingCurveDisplay,
     HarmfulnessScatterDisplay,
@@ -23,6 +18,7 @@ from ganclean.plotting import (
     InfluenceScatterDisplay,
 )
 from ganclean.reporting.case import CleansingCase
+from ganclean.reporting.page import figure_urls, write_page
 from ganclean.reporting.table import table_of
 
 
@@ -41,10 +37,6 @@ def write_report(folder: str | Path, cases: list[CleansingCase], settings: dict[
     Path
         Of the page.
     """
-    try:
-        from jinja2 import Environment
-    except ImportError as error:
-        raise missing_extra("jinja2", "cli") from error
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     main = cases[0]
@@ -53,20 +45,15 @@ def write_report(folder: str | Path, cases: list[CleansingCase], settings: dict[
     for name, label in (("none", "before"), ("influence", "after")):
         state = {k: v.detach().clone().contiguous() for k, v in main.curve.generators[name].state_dict().items()}
         save_file(state, folder / f"generator_{label}.safetensors")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text("utf8"))
-    page = folder / "index.html"
-    page.write_text(
-        template.render(
-            cases=cases,
-            tables=[table_of(case) for case in cases],
-            figures=[_figures(case) for case in cases],
-            settings=settings,
-            version=__version__,
-        ),
-        encoding="utf8",
+    return write_page(
+        folder,
+        "cleansing.html.j2",
+        title=main.title,
+        cases=cases,
+        tables=[table_of(case) for case in cases],
+        figures=[_figures(case) for case in cases],
+        settings=settings,
     )
-    return page
 
 
 def write_scores(path: Path, case: CleansingCase) -> None:
@@ -84,8 +71,6 @@ def write_scores(path: Path, case: CleansingCase) -> None:
 
 def _figures(case: CleansingCase) -> dict[str, str]:
     """Return the case's figures as data URLs."""
-    import matplotlib.pyplot as plt
-
     displays: dict[str, Any] = {
         "curve": CleansingCurveDisplay.from_curve(case.curve, relative=True),
         "histogram": InfluenceHistogramDisplay.from_estimator(case.cleaner),
@@ -99,13 +84,7 @@ def _figures(case: CleansingCase) -> dict[str, str]:
             displays[f"samples_{name}"] = ImageGridDisplay(_samples(case, name), n_columns=8).plot()
     elif case.X.ndim == 2 and case.X.shape[1] == 2:
         displays["points"] = HarmfulnessScatterDisplay.from_estimator(case.cleaner, case.X)
-    urls = {}
-    for name, display in displays.items():
-        buffer = io.BytesIO()
-        display.figure_.savefig(buffer, format="png", dpi=144)
-        plt.close(display.figure_)
-        urls[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return urls
+    return figure_urls(displays)
 
 
 def _samples(case: CleansingCase, name: str, n_samples: int = 64) -> np.ndarray:
