@@ -5,7 +5,8 @@ of pixels. Random groups of 5%, and single instances, are removed, and the last 
 of each solver stand its products, its residual, and the rank correlation of its influences with those of GMRES at the
 same damping; "ekfac/10" stops after 10 products, as large networks would, and "gmres/10" too.
 
-    python -m benchmarks.aid_accuracy [--pairs dcgan] [--solvers gmres] [--damping 0.3 1] [--seeds 0] [--quick] [--json F]
+    python -m benchmarks.aid_accuracy [--pairs dcgan] [--solvers gmres] [--damping 0.3 1] [--seeds 0] [--quick]
+        [--json F]
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ class Cleanser(BaseEstimator):
 
     A subclass has a parameter `n_remove`. Its `fit` checks the data by ``_check_data(X, reset=True)``, sets
     ``_fingerprint`` to theirs and calls ``_drop``; its ``_harmfulness_of`` scores instances that were not trained on.
+    A subclass that chooses the kept rows by a rule of its own calls ``_keep`` instead.
     """
 
     n_remove: float | int | str
@@ -125,11 +126,14 @@ class Cleanser(BaseEstimator):
         )
 
     def _drop(self, harmfulness: np.ndarray, n_remove: int) -> None:
+        """Keep all but the most harmful instances."""
+        support = np.ones(len(harmfulness), dtype=bool)
+        support[np.argsort(-harmfulness, kind="stable")[:n_remove]] = False
+        self._keep(harmfulness, support)
+
+    def _keep(self, harmfulness: np.ndarray, support: np.ndarray) -> None:
         """Set the attributes that say which instances are kept."""
-        self.harmfulness_ = harmfulness
-        order = np.argsort(-self.harmfulness_, kind="stable")
-        self.support_ = np.ones(len(order), dtype=bool)
-        self.support_[order[:n_remove]] = False
+        self.harmfulness_, self.support_ = harmfulness, support
         self.sample_indices_ = np.flatnonzero(self.support_)
         self.sample_weight_ = self.support_.astype(np.float64)
         self.threshold_ = float(self.harmfulness_[self.support_].max())

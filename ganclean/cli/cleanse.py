@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from ganclean.metrics.prdc import QUANTITIES
 from ganclean.plotting.style import selector_label
 from ganclean.reporting import CleansingCase, window, write_report
 from ganclean.reporting.table import table_of
-from ganclean.validation import cleansing_curve, trust_report
+from ganclean.validation import MetricPanel, cleansing_curve, metric_panel, trust_report
+from ganclean.validation.panel import MIN_SAMPLES
 from ganclean.validation.selectors import SELECTORS
 
 LABELS = {
@@ -129,6 +131,7 @@ def _cleanse(args: argparse.Namespace) -> int:
         trust = trust_report(cleaner, n_probes=args.probes, n_jobs=args.jobs) if args.probes else None
         files = None if data.files is None else [data.files[i] for i in train]
         case = CleansingCase(title, X, train, cleaner, curve, trust, is_foreign, files)
+        case = replace(case, panels=_panels(case, data.X[test], extractor))
         _summarise(console, case)
         cases.append(case)
     seconds = time.perf_counter() - begin
@@ -205,6 +208,19 @@ def _summarise(console, case: CleansingCase) -> None:
             f"Of the {case.n_removed} removed instances {case.precision.mean():.0%} are foreign; at random it would be "
             f"{case.is_foreign.mean():.0%}."
         )
+
+
+def _panels(case: CleansingCase, X_test: np.ndarray, extractor: options.Extractor) -> dict[str, MetricPanel] | None:
+    """Return one metric of each family before and after removal; None where there are too few held-out data."""
+    if len(X_test) < 2 * MIN_SAMPLES:
+        return None
+    features, classifier, _ = extractor
+    return {
+        name: metric_panel(
+            case.samples(name, len(X_test)), X_test, case.X, feature_extractor=features, classifier=classifier
+        )
+        for name in ("none", "influence")
+    }
 
 
 def _describe_backend(backend) -> str:

@@ -3,10 +3,12 @@
 from ganclean.metrics.base import FeatureMetric, Metric
 from ganclean.metrics.elementary import DiscriminatorLoss, FunctionMetric, SampleMean
 from ganclean.metrics.extractors import InceptionV3, train_classifier
+from ganclean.metrics.fld import FLD
 from ganclean.metrics.frechet import FID
 from ganclean.metrics.inception import InceptionScore
 from ganclean.metrics.kernel import KID, MMD
 from ganclean.metrics.likelihood import AverageLogLikelihood
+from ganclean.metrics.memorisation import Authenticity, CTTest
 from ganclean.metrics.prdc import PRDC
 
 METRICS: dict[str, type[Metric]] = {
@@ -29,10 +31,13 @@ def resolve_metric(metric) -> Metric:
 
 __all__ = [
     "FID",
+    "FLD",
     "KID",
     "MMD",
     "PRDC",
+    "Authenticity",
     "AverageLogLikelihood",
+    "CTTest",
     "DiscriminatorLoss",
     "FeatureMetric",
     "FunctionMetric",

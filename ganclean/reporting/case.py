@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ganclean.cleansing import GANInfluence
-from ganclean.validation import CleansingCurve, PairedComparison, TrustReport
+from ganclean.validation import CleansingCurve, MetricPanel, PairedComparison, TrustReport
 
 FIDELITY, VARIETY = ("precision", "density"), ("recall", "coverage")
 
@@ -64,6 +66,8 @@ class CleansingCase:
         Which instances are known to be foreign.
     files : list of str, optional
         Where each instance came from.
+    panels : dict of str to MetricPanel, optional
+        Of the first seed's generators, "none" trained on all data and "influence" retrained.
     """
 
     title: str
@@ -74,6 +78,7 @@ class CleansingCase:
     trust: TrustReport | None = None
     is_foreign: np.ndarray | None = None
     files: list[str] | None = None
+    panels: Mapping[str, MetricPanel] | None = None
 
     @property
     def n_seeds(self) -> int:
@@ -113,6 +118,13 @@ class CleansingCase:
         assert self.is_foreign is not None
         worst = np.argsort(-self.curve.harmfulness, axis=1, kind="stable")[:, : self.n_removed]
         return self.is_foreign[worst].mean(axis=1)
+
+    def samples(self, name: str, n_samples: int) -> np.ndarray:
+        """Return samples of the first seed's generator, without removal ("none") or retrained, of the same latents."""
+        evaluator = self.cleaner._evaluator(n_samples)
+        inputs = [evaluator.latents] if evaluator.labels is None else [evaluator.latents, evaluator.labels]
+        with torch.no_grad():
+            return self.curve.generators[name](*inputs).float().cpu().numpy()
 
     def effect(self, selector: str, metric: str, against: str = "none") -> Effect:
         """Return what removal by a selector does to a metric, at the rate of the cleanser.

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import save_file
 
 from ganclean.plotting import (
@@ -19,7 +18,7 @@ from ganclean.plotting import (
 )
 from ganclean.reporting.case import CleansingCase
 from ganclean.reporting.page import figure_urls, write_page
-from ganclean.reporting.table import table_of
+from ganclean.reporting.table import panel_rows, table_of
 
 
 def write_report(folder: str | Path, cases: list[CleansingCase], settings: dict[str, str]) -> Path:
@@ -51,6 +50,7 @@ def write_report(folder: str | Path, cases: list[CleansingCase], settings: dict[
         title=main.title,
         cases=cases,
         tables=[table_of(case) for case in cases],
+        panels=[panel_rows(case) for case in cases],
         figures=[_figures(case) for case in cases],
         settings=settings,
     )
@@ -81,15 +81,7 @@ def _figures(case: CleansingCase) -> dict[str, str]:
         for which in ("harmful", "helpful"):
             displays[which] = ImageGridDisplay.from_estimator(case.cleaner, case.X, which=which, n_shown=32)
         for name in ("none", "influence"):
-            displays[f"samples_{name}"] = ImageGridDisplay(_samples(case, name), n_columns=8).plot()
+            displays[f"samples_{name}"] = ImageGridDisplay(case.samples(name, 64), n_columns=8).plot()
     elif case.X.ndim == 2 and case.X.shape[1] == 2:
         displays["points"] = HarmfulnessScatterDisplay.from_estimator(case.cleaner, case.X)
     return figure_urls(displays)
-
-
-def _samples(case: CleansingCase, name: str, n_samples: int = 64) -> np.ndarray:
-    """Return samples of the first seed's generator, without removal or retrained."""
-    evaluator = case.cleaner._evaluator(n_samples)
-    inputs = [evaluator.latents] if evaluator.labels is None else [evaluator.latents, evaluator.labels]
-    with torch.no_grad():
-        return case.curve.generators[name](*inputs).float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""The table of effects: what was removed in its rows, metrics in its columns."""
+"""The tables of a report: effects of removal, and one metric of each family beside its value for real data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from dataclasses import dataclass
 
 from ganclean.plotting.style import selector_label
 from ganclean.reporting.case import CleansingCase, Effect
+
+PANEL_LABELS = {
+    "fid": "FID",
+    "kid": "KID",
+    "inception_score": "inception score",
+    "ct": "C_T",
+    "fld": "FLD",
+    "fld_gap": "FLD gap",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,20 @@ def table_of(case: CleansingCase) -> tuple[list[tuple[str, str]], list[tuple[str
     return columns, rows
 
 
+def panel_rows(case: CleansingCase) -> list[tuple[str, ...]]:
+    """Return (metric, which values are good, real data, before removal, after it) of a case's panels, if it has any."""
+    if case.panels is None:
+        return []
+    both = before, _ = [case.panels[name].to_dict() for name in ("none", "influence")]
+    rows = []
+    for name, row in before.items():
+        columns = [(row["null_mean"], row["null_sd"]), *((values[name]["mean"], values[name]["sd"]) for values in both)]
+        decimals = _decimals([mean for mean, _ in columns])
+        texts = [f"{_number(mean, decimals)} ({_number(deviation, decimals)})" for mean, deviation in columns]
+        rows.append((PANEL_LABELS.get(name, name), row["better"], *texts))
+    return rows
+
+
 def p_text(p: float) -> str:
     """Return a p-value as text, exact enough to tell on which side of 0.05 it is."""
     if p < 0.001:
@@ -55,8 +78,7 @@ def p_text(p: float) -> str:
 
 def _cell(effect: Effect, decimals: int) -> Cell:
     def number(value: float, sign: str = "") -> str:
-        # Without the sign of what rounds to zero from below.
-        return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"
+        return _number(value, decimals, sign)
 
     value = number(effect.mean) + ("" if math.isnan(effect.deviation) else f" ({number(effect.deviation)})")
     if math.isnan(effect.improvement):
@@ -67,6 +89,11 @@ def _cell(effect: Effect, decimals: int) -> Cell:
         "better" if effect.better else "worse" if effect.worse else "",
         f"95% interval {number(effect.low, '+')} to {number(effect.high, '+')}",
     )
+
+
+def _number(value: float, decimals: int, sign: str = "") -> str:
+    # Without the sign of what rounds to zero from below.
+    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"
 
 
 def _decimals(values: list[float]) -> int:

@@ -8,6 +8,7 @@ from ganclean.validation.accuracy import (
 )
 from ganclean.validation.counterfactual import counterfactual_retrain
 from ganclean.validation.curve import CleansingCurve, cleansing_curve
+from ganclean.validation.panel import MetricPanel, metric_panel
 from ganclean.validation.significance import PairedComparison, paired_comparison
 from ganclean.validation.trust import TrustReport, trust_report
 
@@ -15,12 +16,14 @@ __all__ = [
     "CleansingCurve",
     "EstimationAccuracy",
     "LinearDatamodelingScore",
+    "MetricPanel",
     "PairedComparison",
     "TrustReport",
     "cleansing_curve",
     "counterfactual_retrain",
     "estimation_accuracy",
     "linear_datamodeling_score",
+    "metric_panel",
     "paired_comparison",
     "trust_report",
 ]

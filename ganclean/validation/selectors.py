@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.covariance import LedoitWolf
 from sklearn.ensemble import IsolationForest
 from sklearn.utils import check_random_state
 from torch import nn
 
 from ganclean.metrics import DiscriminatorLoss, FeatureMetric
 from ganclean.metrics.extractors import features_of
+from ganclean.valuation.density import DensitySelector
 
 if TYPE_CHECKING:
     from ganclean.cleansing import GANInfluence
@@ -43,8 +43,7 @@ def isolation_forest(cleaner: GANInfluence, seed: int) -> np.ndarray:
 
 def density(cleaner: GANInfluence, seed: int) -> np.ndarray:
     """Return how improbable the instances are under a Gaussian in the metric's features, as in instance selection."""
-    features = metric_features(cleaner)
-    return LedoitWolf().fit(features).mahalanobis(features)
+    return DensitySelector().fit(metric_features(cleaner)).harmfulness_
 
 
 def random(cleaner: GANInfluence, seed: int) -> np.ndarray:
