@@ -23,7 +23,6 @@ A finished row (data, pair, seed, k) is written to the file of ``--json`` at onc
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from itertools import product
 from pathlib import Path
@@ -32,8 +31,8 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau, pearsonr
 
-from benchmarks.environment import write_results
 from benchmarks.paper_networks import PAIRS, networks, trainer
+from benchmarks.resumable import Rows
 from ganclean import GANInfluence
 from ganclean.backends import ITD
 from ganclean.datasets import load_digits_images, load_fashion_mnist
@@ -148,18 +147,6 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def save(path: str | None, results: dict) -> None:
-    """Write results so that an interrupt leaves the old file or the new one, never half of it."""
-    if path is not None:
-        write_results(path + ".part", results)
-        Path(path + ".part").replace(path)
-
-
-def finished(path: str | None) -> list[dict]:
-    """Return the rows that a file already holds."""
-    return json.loads(Path(path).read_text())["results"]["rows"] if path and Path(path).exists() else []
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=DATA, nargs="*", default=["digits"])
@@ -177,14 +164,14 @@ def main() -> None:
     if args.quick:
         args.removals, args.trained_epochs, args.epochs, args.seeds = 20, 5, [1], [0]
     torch.set_num_threads(1)
-    rows = finished(args.json)
+    rows = Rows(args.json)
     for data, pair, seed in product(args.data, args.pair, args.seeds):
         settings = {"data": data, "pair": pair, "seed": seed, "trained_epochs": args.trained_epochs}
         settings |= {"lr": args.lr, "removals": args.removals, "complete": args.root is not None}
         cleaner = None
         for k in args.epochs:
             key = {**settings, "last_epochs": k}
-            if any(key.items() <= row.items() for row in rows):
+            if rows.having(key):
                 continue
             cleaner = cleaner or fitted(data, pair, seed, args)
             n_samples = len(cleaner.influence_)
@@ -202,8 +189,7 @@ def main() -> None:
                 },
                 "seconds": seconds,
             }
-            rows.append(row)
-            save(args.json, {"rows": rows})
+            rows.add(row)
             if args.raw is not None:
                 Path(args.raw).mkdir(parents=True, exist_ok=True)
                 changes = {f"{m}, {scheme}": predicted[scheme][m] for m in true for scheme in predicted}
@@ -217,7 +203,7 @@ def main() -> None:
                     f"{data} {pair} seed {seed}, k = {k}, {m} ({trained}): {found}; {seconds['truth']:.0f} s",
                     flush=True,
                 )
-    print(table(rows))
+    print(table(rows.rows))
 
 
 if __name__ == "__main__":

@@ -20,13 +20,15 @@ again.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from itertools import product
 
 import numpy as np
 import torch
 
 from benchmarks.paper_networks import PAIRS, networks, trainer
-from benchmarks.reproduction_accuracy import DATA, finished, metrics_for, save, split
+from benchmarks.reproduction_accuracy import DATA, metrics_for, split
+from benchmarks.resumable import Rows
 from ganclean import GANInfluence
 from ganclean.backends import ITD
 from ganclean.validation import cleansing_curve, paired_comparison
@@ -150,16 +152,11 @@ def main() -> None:
     if args.quick:
         args.seeds, args.trained_epochs, args.rates = [0, 1], 5, (0.05, 0.2, 0.5)
     torch.set_num_threads(1)
-    rows = finished(args.json)
+    rows = Rows(args.json)
     for data, pair in product(args.data, args.pair):
         settings = {name: vars(args)[name] for name in ("trained_epochs", "last_epochs", "delta", "lr")}
         settings |= {"data": data, "pair": pair, "complete": args.root is not None, "asked": list(args.rates)}
-        for seed in args.seeds:
-            if not any({**settings, "seed": seed}.items() <= row.items() for row in rows):
-                rows.append({**settings, "seed": seed, **trial(data, pair, seed, args)})
-                save(args.json, {"rows": rows})
-                print(f"{data} {pair} seed {seed}: {rows[-1]['baseline']}", flush=True)
-        chosen = [row for row in rows if settings.items() <= row.items() and row["seed"] in args.seeds]
+        chosen = [rows.once({**settings, "seed": seed}, partial(trial, data, pair, seed, args)) for seed in args.seeds]
         for metric in chosen[0]["baseline"]:
             print(f"\n{data}, {pair} pair: " + table(chosen, metric), flush=True)
 
