@@ -4,11 +4,11 @@ The scores answer different questions (see docs/valuation.md): GMValuator's cred
 samples resemble, a density which instances are typical, influence what a metric of the generator would do. Here all of
 them choose what to remove, and real training judges, on held-out data:
 
-- "outliers": the ROC-AUC of finding foreign instances, of three kinds. Learned: 10% of the training images are replaced
-  by those of the other data set, which the generator then imitates. Not learned: 3% are replaced by images whose pixels
-  are shuffled, which it does not. Never seen: a generator of clean data, and candidates that it was not trained on, 20%
-  of the other data set. The share of foreign samples among the generated is measured, too.
-- "removal": the most harmful removed from the data with learned outliers, and the last epochs replayed with the same
+- "outliers": the ROC-AUC of finding foreign instances, of four kinds. Hardly learned: 10% of the training images are
+  replaced by those of the other data set. Learned: the same data, trained on three times as long. Not learned: 3% are
+  replaced by images whose pixels are shuffled. Never seen: a generator of clean data, and candidates that it was not
+  trained on, 20% of the other data set. The share of foreign samples among the generated is measured, too.
+- "removal": the most harmful removed from the data with 10% foreign images, and the last epochs replayed with the same
   batches and latents, or a GAN trained anew; the change of held-out FID, paired over seeds.
 - "LDS": the linear datamodelling score, the rank correlation over random halves of the data between the summed scores
   of what is left out and the improvement that leaving it out brings; replayed and trained anew.
@@ -18,7 +18,7 @@ convolutional pair, alternating Adam, moving average; FID in 32 features of a sm
 and shuffled images. Each seed has its own split, outliers, initial weights, batches and latents. A finished part of a
 seed is written to the file of ``--json`` at once and not computed again.
 
-    python -m benchmarks.head_to_head [--data digits fashion] [--parts outliers replayed anew lds lds_anew]
+    python -m benchmarks.head_to_head [--data digits fashion] [--parts outliers learned replayed anew lds lds_anew]
         [--seeds 0 1 2 ...] [--quick] [--json FILE]
 """
 
@@ -48,7 +48,7 @@ from ganclean.validation import cleansing_curve, counterfactual_retrain
 from ganclean.valuation import DensitySelector, GMValuator
 
 SIDE = {"digits": 8, "fashion": 14}
-PARTS = ("outliers", "replayed", "anew", "lds", "lds_anew")
+PARTS = ("outliers", "learned", "replayed", "anew", "lds", "lds_anew")
 
 
 @cache
@@ -190,7 +190,7 @@ def parts_of(data: str, seed: int, args: argparse.Namespace) -> tuple[np.ndarray
 
 
 def contaminated(data: str, seed: int, args: argparse.Namespace):
-    """Return a cleaner of data with learned outliers, which of them these are, and the test data."""
+    """Return a cleaner of data with 10% foreign images, which of them these are, and the test data."""
     X, X_val, X_test = parts_of(data, seed, args)
     X, is_foreign = contaminate(X, images(data)[1], 0.1, seed)
     return fitted(data, X, X_val, seed, args), is_foreign, X_test
@@ -199,28 +199,29 @@ def contaminated(data: str, seed: int, args: argparse.Namespace):
 def outliers(data: str, seed: int, args: argparse.Namespace) -> dict:
     """Return the AUC of every method for each kind of outlier, and how much of each kind is generated."""
     X, X_val, X_test = parts_of(data, seed, args)
-    learned, is_foreign, _ = contaminated(data, seed, args)
     with_noise, is_noise = contaminate(X, shuffled(X, seed), 0.03, seed)
-    not_learned, clean = fitted(data, with_noise, X_val, seed, args), fitted(data, X, X_val, seed, args)
     candidates, is_new = contaminate(X_test, images(data)[1][::-1], 0.2, seed)
-    auc = {
-        "learned": scored(learned, is_foreign, seed),
-        "not learned": scored(not_learned, is_noise, seed),
-        "never seen": scored(clean, is_new, seed, candidates),
+    not_learned, clean = fitted(data, with_noise, X_val, seed, args), fitted(data, X, X_val, seed, args)
+    hardly, is_foreign, _ = contaminated(data, seed, args)
+    return {
+        "hardly learned": scored(data, hardly, is_foreign, 10, seed),
+        "not learned": scored(data, not_learned, is_noise, 11, seed),
+        "never seen": scored(data, clean, is_new, 10, seed, candidates),
     }
-    generators = {"learned": (learned, 10), "not learned": (not_learned, 11), "never seen": (clean, 10)}
-    share = {kind: generated_share(data, cleaner, label) for kind, (cleaner, label) in generators.items()}
-    return {"auc": auc, "share": share}
 
 
-def generated_share(data: str, cleaner: GANInfluence, label: int) -> float:
-    """Return which part of the generated samples the classifier takes for outliers."""
-    samples = torch.from_numpy(cleaner.sample(2000)[0])
-    return float((classifier(data)(samples).argmax(1) == label).double().mean())
+def learned(data: str, seed: int, args: argparse.Namespace) -> dict:
+    """Return the same for outliers that the generator imitates."""
+    longer = argparse.Namespace(**{**vars(args), "epochs": 3 * args.epochs})
+    cleaner, is_foreign, _ = contaminated(data, seed, longer)
+    return {"learned": scored(data, cleaner, is_foreign, 10, seed)}
 
 
-def scored(cleaner: GANInfluence, is_outlier: np.ndarray, seed: int, X: np.ndarray | None = None) -> dict[str, float]:
-    return {name: float(roc_auc_score(is_outlier, method(cleaner, seed, X))) for name, method in METHODS.items()}
+def scored(data: str, cleaner: GANInfluence, is_outlier: np.ndarray, label: int, seed: int, X=None) -> dict[str, float]:
+    """Return the AUC of every method, and which part of the samples the classifier takes for such outliers."""
+    auc = {name: float(roc_auc_score(is_outlier, method(cleaner, seed, X))) for name, method in METHODS.items()}
+    found = classifier(data)(torch.from_numpy(cleaner.sample(2000)[0])).argmax(dim=1) == label
+    return auc | {"generated share": float(found.double().mean())}
 
 
 def removal(data: str, seed: int, args: argparse.Namespace, last_epochs: int | None, rates: list[float]) -> dict:
@@ -255,6 +256,8 @@ def computed(part: str, data: str, seed: int, args: argparse.Namespace) -> dict:
     """Return one part of one seed."""
     if part == "outliers":
         result = outliers(data, seed, args)
+    elif part == "learned":
+        result = learned(data, seed, args)
     elif part == "replayed":
         result = removal(data, seed, args, args.last_epochs, [0.02, 0.05, 0.1, 0.2, 0.3])
     elif part == "anew":
@@ -273,13 +276,12 @@ def interval(values: list[float]) -> str:
     return f"{mean:.2f} ({mean - half:.2f} to {mean + half:.2f})"
 
 
-def columns(found: list[dict[str, dict[str, float]]]) -> str:
+def columns(found: list[dict[str, dict[str, float]]], names: tuple[str, ...] = tuple(METHODS)) -> str:
     """Return a table in Markdown: a row for each method, a column for each name, means with their intervals."""
-    names = list(found[0])
-    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
-    for method in METHODS:
-        cells = [interval([row[name][method] for row in found]) for name in names]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    kinds = list(found[0])
+    lines = ["| | " + " | ".join(kinds) + " |", "| --- |" + " --- |" * len(kinds)]
+    for name in names:
+        lines.append(f"| {name} | " + " | ".join(interval([row[kind][name] for row in found]) for kind in kinds) + " |")
     return "\n".join(lines)
 
 
@@ -289,10 +291,8 @@ def show(data: str, found: dict[str, list[dict]]) -> None:
     for part, rows in found.items():
         print(f"\n{part}, {len(rows)} seeds")
         results = [row["result"] for row in rows]
-        if part == "outliers":
-            print(columns([result["auc"] for result in results]))
-            shares = {kind: interval([result["share"][kind] for result in results]) for kind in results[0]["share"]}
-            print("share of the generated samples: " + ", ".join(f"{kind} {share}" for kind, share in shares.items()))
+        if part in ("outliers", "learned"):
+            print(columns(results, (*METHODS, "generated share")))
         elif part.startswith("lds"):
             print(columns([{"LDS": result} for result in results]))
         else:

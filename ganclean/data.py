@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -159,6 +162,31 @@ def finite_batches(source: DataSource) -> Iterator[Tensor]:
             )
         row += len(batch)
         yield batch
+
+
+def checked_data(X: Any, estimator: BaseEstimator | None = None, reset: bool = True):
+    """Return X as an array, a tensor or a Dataset that can be trained on."""
+    minimum = 2 if reset else 1
+    if isinstance(X, Dataset):
+        if not hasattr(X, "__len__") or len(X) < minimum:
+            raise ValueError(f"A Dataset must be map-style and hold at least {minimum} instances.")
+        for _ in finite_batches(DataSource(X)):
+            pass
+        return X
+    if isinstance(X, Tensor):
+        if X.ndim < 2 or len(X) < minimum:
+            raise ValueError(
+                f"A tensor of instances must have shape (n_samples, ...) with at least {minimum} instances; got "
+                f"{tuple(X.shape)}."
+            )
+        for _ in finite_batches(DataSource(X)):
+            pass
+        return X.detach()
+    n_dims = X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
+    if estimator is None or n_dims > 2:
+        # validate_data would take the number of channels for the number of features.
+        return check_array(X, allow_nd=True, ensure_min_samples=minimum)
+    return validate_data(estimator, X, reset=reset, ensure_min_samples=minimum)
 
 
 def as_labels(labels: Any) -> Tensor:

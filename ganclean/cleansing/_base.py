@@ -7,12 +7,9 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_array
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
-from torch import Tensor
-from torch.utils.data import Dataset
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from ganclean.data import DataSource, as_source, fingerprint, finite_batches, take
+from ganclean.data import DataSource, as_source, checked_data, fingerprint, take
 
 
 class Cleanser(BaseEstimator):
@@ -140,28 +137,3 @@ class Cleanser(BaseEstimator):
 
     def _is_training_data(self, data) -> bool:
         return len(as_source(data)) == len(self.support_) and fingerprint(data) == self._fingerprint
-
-
-def checked_data(X: Any, estimator: BaseEstimator | None = None, reset: bool = True):
-    """Return X as an array, a tensor or a Dataset that can be trained on."""
-    minimum = 2 if reset else 1
-    if isinstance(X, Dataset):
-        if not hasattr(X, "__len__") or len(X) < minimum:
-            raise ValueError(f"A Dataset must be map-style and hold at least {minimum} instances.")
-        for _ in finite_batches(DataSource(X)):
-            pass
-        return X
-    if isinstance(X, Tensor):
-        if X.ndim < 2 or len(X) < minimum:
-            raise ValueError(
-                f"A tensor of instances must have shape (n_samples, ...) with at least {minimum} instances; got "
-                f"{tuple(X.shape)}."
-            )
-        for _ in finite_batches(DataSource(X)):
-            pass
-        return X.detach()
-    n_dims = X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
-    if estimator is None or n_dims > 2:
-        # validate_data would take the number of channels for the number of features.
-        return check_array(X, allow_nd=True, ensure_min_samples=minimum)
-    return validate_data(estimator, X, reset=reset, ensure_min_samples=minimum)

@@ -14,10 +14,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ganclean.backends import InfluenceBackend, resolve_backend
-from ganclean.cleansing._base import Cleanser, checked_data
-from ganclean.cleansing.preparation import attached, labels_for, prepared
+from ganclean.cleansing._base import Cleanser
 from ganclean.cleansing.removal import best_count, values_after_removal
-from ganclean.data import DataSource, fingerprint
+from ganclean.data import DataSource, checked_data, fingerprint
 from ganclean.exceptions import NonFiniteError
 from ganclean.metrics import resolve_metric
 from ganclean.metrics.base import Metric
@@ -25,6 +24,7 @@ from ganclean.metrics.evaluation import Evaluator
 from ganclean.parallel import side_by_side
 from ganclean.progress import progress_bars
 from ganclean.training.network import loaded
+from ganclean.training.preparation import attached, labels_for, prepared
 from ganclean.training.probe import CostEstimate, estimate_cost, probe_step
 from ganclean.training.replay import Replay
 from ganclean.training.smoothness import metasmoothness

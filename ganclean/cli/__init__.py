@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ganclean._version import __version__
-from ganclean.cli import cleanse
+from ganclean.cli import cleanse, redact, value
 from ganclean.exceptions import GANCleanError
 
 
@@ -27,6 +27,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (cleanse,):
+    for command in (cleanse, value, redact):
         command.add_command(commands)
     return parser

@@ -6,6 +6,7 @@ from ganclean.plotting.credit import CreditShareDisplay
 from ganclean.plotting.curve import CleansingCurveDisplay
 from ganclean.plotting.gallery import HarmfulnessScatterDisplay, ImageGridDisplay
 from ganclean.plotting.histogram import InfluenceHistogramDisplay
+from ganclean.plotting.redaction import RedactionDisplay
 
 __all__ = [
     "AttributionDisplay",
@@ -15,4 +16,5 @@ __all__ = [
     "ImageGridDisplay",
     "InfluenceHistogramDisplay",
     "InfluenceScatterDisplay",
+    "RedactionDisplay",
 ]

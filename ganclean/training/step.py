@@ -261,14 +261,14 @@ class TrainingStep:
         terms, buffers = self._real_terms(
             theta, {**buffers, **played[0]}, real, record.labels, record, functional=functional
         )
-        judged, buffers = self._judge(theta, {**buffers, **played[1]}, fake, record.labels_d, record.seed + 2)
+        on_fake, buffers = self._loss_on_fake(theta, buffers, played, fake, record)
         if self._interpolates(record):
             extra, buffers = self._interpolated_terms(
-                theta, {**buffers, **played[2]}, real, fake, record.labels, record, functional=functional
+                theta, {**buffers, **played[-1]}, real, fake, record.labels, record, functional=functional
             )
             terms = terms + extra
         weighted = terms if weights is None else weights * terms
-        loss = weighted.sum() / (len(terms) if divisor is None else divisor) + self.loss.fake(judged).mean()
+        loss = weighted.sum() / (len(terms) if divisor is None else divisor) + on_fake
         return loss, (terms, buffers)
 
     def instance_terms(
@@ -291,7 +291,7 @@ class TrainingStep:
             turn = torch.arange(len(samples)) % len(fake)
             mixed = replace(record, mixing=record.mixing[turn])  # type: ignore[index]
             extra, _ = self._interpolated_terms(
-                theta, {**buffers, **played[2]}, samples, fake[turn], labels, mixed, functional
+                theta, {**buffers, **played[-1]}, samples, fake[turn], labels, mixed, functional
             )
             terms = terms + extra
         return terms
@@ -314,7 +314,7 @@ class TrainingStep:
             discriminator, buffers_discriminator, fake, record.labels_g, record.seed + 4
         )
         after = buffers_generator if is_shared(record) else changed
-        return self.loss.generator(output).mean(), (after, buffers_discriminator)
+        return self._generator_terms(fake, output).mean(), (after, buffers_discriminator)
 
     def sample(self, theta: Tensors, buffers: Tensors, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the generator's samples in evaluation mode: what metrics look at."""
@@ -332,6 +332,17 @@ class TrainingStep:
     ) -> tuple[Tensor, Tensors]:
         output, buffers = self.players[1](theta, buffers, _inputs(samples, labels), seed)
         return one_number_per_sample(output, len(samples)), buffers
+
+    def _loss_on_fake(
+        self, theta: Tensors, buffers: Tensors, played: list[Tensors], fake: Tensor, record: StepRecord
+    ) -> tuple[Tensor, Tensors]:
+        """Return the discriminator's loss on what it is to reject, and the buffers afterwards."""
+        judged, buffers = self._judge(theta, {**buffers, **played[1]}, fake, record.labels_d, record.seed + 2)
+        return self.loss.fake(judged).mean(), buffers
+
+    def _generator_terms(self, fake: Tensor, output: Tensor) -> Tensor:
+        """Return the generator's loss on each of its samples, given the discriminator's output for them."""
+        return self.loss.generator(output)
 
     def _real_terms(
         self,

@@ -244,21 +244,48 @@ class GANTrainer(BaseEstimator):
                 "GANTrainer(memory_budget=...), record into a folder (store=...), or trace fewer epochs.",
                 stacklevel=2,
             )
-        state = recording.state
         with recording:
-            for record in islice(self.draw(step, source, seed), recording.index, None):
-                t = record.index + 1
-                state = step(state, step.drawn(record, source), source[record.indices])
-                # Before it is recorded, so that a complete trajectory is never one that diverged.
-                if t % trajectory.steps_per_epoch == 0 and not _is_finite(state):
-                    raise NonFiniteError(
-                        f"Training diverged: a parameter is NaN or infinite by step {t} of {len(trajectory)}. Lower "
-                        "the learning rate or choose another loss."
-                    )
+            for record, state in self.run(step, source, recording.state, seed, start=recording.index):
                 recording.add(record, state)
                 if progress is not None:
-                    progress("training", t, len(trajectory))
+                    progress("training", record.index + 1, len(trajectory))
         return trajectory
+
+    def run(
+        self, step: TrainingStep, source: DataSource, state: TrainingState, random_state=None, *, start: int = 0
+    ) -> Iterator[tuple[StepRecord, TrainingState]]:
+        """Train, and yield what each step drew and the state after it.
+
+        Parameters
+        ----------
+        step : TrainingStep
+        source : DataSource
+            The training data.
+        state : TrainingState
+            The state before step `start`.
+        random_state : int, RandomState instance or None
+            Draws batches, latents and seeds.
+        start : int, default=0
+            The number of steps that lie behind.
+
+        Raises
+        ------
+        NonFiniteError
+            If training diverges; the message names the step.
+        """
+        _check_positive("n_epochs", self.n_epochs)
+        _check_positive("n_critic", self.n_critic)
+        steps_per_epoch = -(-len(source) // self.batch_size_for(len(source)))
+        for record in islice(self.draw(step, source, random_state), start, None):
+            t = record.index + 1
+            state = step(state, step.drawn(record, source), source[record.indices])
+            # Before it is yielded, so that a complete run is never one that diverged.
+            if t % steps_per_epoch == 0 and not _is_finite(state):
+                raise NonFiniteError(
+                    f"Training diverged: a parameter is NaN or infinite by step {t} of "
+                    f"{steps_per_epoch * self.n_epochs}. Lower the learning rate or choose another loss."
+                )
+            yield record, state
 
     def draw(self, step: TrainingStep, source: DataSource, random_state=None) -> Iterator[StepRecord]:
         """Yield what each step of a run draws: a random order of the data in every epoch, and a seed for the rest.

@@ -10,11 +10,11 @@ import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ganclean.cleansing._base import Cleanser, checked_data
-from ganclean.cleansing.preparation import labels_for
-from ganclean.data import DataSource, as_source, fingerprint
+from ganclean.cleansing._base import Cleanser
+from ganclean.data import DataSource, as_source, checked_data, fingerprint
 from ganclean.metrics.extractors import features_of, resolve_extractor
 from ganclean.metrics.prdc import check_features, distances, rows_at_once
+from ganclean.training.preparation import labels_for
 from ganclean.valuation.credit import credit_matrix, credits, median_temperature
 from ganclean.valuation.quality import quality_of, realism, small_balls
 from ganclean.valuation.recall import RECALLS, NeighbourIndex

@@ -1,0 +1,72 @@
+"""Redaction as anybody would write it: modules, torch.nn.functional, and the optimisers of torch.optim."""
+
+import copy
+
+import torch
+
+from ganclean.losses import R1, GradientPenalty
+from tests.reference.eager_training import LOSSES, EagerPlayer, squared_slope
+
+
+def redact_eagerly(generator, discriminator, trainer, X, records, lam, score=None, guide="penalty", smoothing=(0, 0)):
+    """Train copies of two networks on the batches, latents and negatives that records hold.
+
+    Returns the trained generator, discriminator and averaged generator.
+    """
+    sure_real, sure_fake, deceive = LOSSES[trainer.loss]
+
+    def real(output):
+        return (1 - smoothing[0]) * sure_real(output) + smoothing[0] * sure_fake(output)
+
+    def fake(output):
+        return (1 - smoothing[1]) * sure_fake(output) + smoothing[1] * sure_real(output)
+
+    G = EagerPlayer(generator, trainer.optimizer_generator or trainer.optimizer, trainer.scheduler)
+    D = EagerPlayer(discriminator, trainer.optimizer_discriminator or trainer.optimizer, trainer.scheduler)
+    average = copy.deepcopy(G.module)
+    penalty = trainer.penalty
+    for record in records:
+        due = penalty is not None and record.index % penalty.every == 0
+        seed = record.seed
+        batch = X[record.indices].requires_grad_(due)
+        fakes = G(seed, record.latents_d, record.labels_d)
+        output = D(seed + 1, batch, record.labels).flatten()
+        loss = real(output).mean()
+        if due and isinstance(penalty, R1):
+            loss = loss + (penalty.every * penalty.gamma / 2 * squared_slope(output, batch)).mean()
+        loss = loss + lam * fake(D(seed + 2, fakes.detach(), record.labels_d).flatten()).mean()
+        rejected = D(seed + 6, record.negatives, record.labels_negatives).flatten()
+        loss = loss + (1 - lam) * fake(rejected).mean()
+        if due and isinstance(penalty, GradientPenalty):
+            share = record.mixing.view(-1, *[1] * (batch.ndim - 1))
+            mixed = (share * batch + (1 - share) * fakes).detach().requires_grad_()
+            slope = squared_slope(D(seed + 5, mixed, record.labels), mixed).sqrt()
+            loss = loss + (penalty.every * penalty.weight * (slope - penalty.target) ** 2).mean()
+        D.differentiate(loss)
+        if trainer.update == "alternating":
+            D.update()
+        if record.updates_generator:
+            if record.latents_g is not record.latents_d:
+                fakes = G(seed + 3, record.latents_g, record.labels_g)
+            output = D(seed + 4, fakes, record.labels_g).flatten()
+            G.differentiate(generator_loss(deceive, output, fakes, score, guide))
+        if trainer.update == "simultaneous":
+            D.update()
+        if record.updates_generator:
+            G.update()
+            if trainer.ema_decay is not None:
+                with torch.no_grad():
+                    for old, new in zip(average.parameters(), G.module.parameters()):
+                        old.mul_(trainer.ema_decay).add_((1 - trainer.ema_decay) * new)
+    average.load_state_dict(dict(G.module.named_buffers()), strict=False)
+    return G.module, D.module, G.module if trainer.ema_decay is None else average
+
+
+def generator_loss(deceive, output, fakes, score, guide):
+    """The generator's loss with what a classifier adds: a floor of -4 in the guide, a weight of 1 in the penalty."""
+    if score is None:
+        return deceive(output).mean()
+    if guide == "guide":
+        share = torch.minimum(score(fakes), torch.ones(()).to(output))
+        return deceive(share * output + (1 - share) * -4).mean()
+    return deceive(output).mean() - torch.log(score(fakes)).mean()

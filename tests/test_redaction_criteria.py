@@ -1,0 +1,164 @@
+"""What is not to be generated, told by samples, by a rule, by a classifier, or by several of them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from ganclean.redaction import AnyOf, ClassifierCriterion, SampleCriterion, ValidityCriterion
+from ganclean.redaction.criteria import as_criterion
+from tests.toy_gans import toy_cleaner, toy_data
+
+X = toy_data()
+
+
+def is_right(x):
+    return x[:, 0] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (X, SampleCriterion),
+        (torch.from_numpy(X), SampleCriterion),
+        (TensorDataset(torch.from_numpy(X)), SampleCriterion),
+        (is_right, ValidityCriterion),
+        (nn.Linear(2, 1), ClassifierCriterion),
+    ],
+)
+def test_a_criterion_is_made_of_samples_a_function_or_a_module(given, kind):
+    criterion = as_criterion(given)
+    assert type(criterion) is kind and as_criterion(criterion) is criterion
+
+
+@pytest.mark.parametrize("given", [None, "digits", 3])
+def test_anything_else_is_answered_with_what_a_criterion_is_made_of(given):
+    with pytest.raises(ValueError, match="criterion must say what is not to be generated"):
+        as_criterion(given)
+
+
+@given(rows=arrays(np.int64, (9, 2), elements=st.integers(-2, 2)), chosen=st.sets(st.integers(0, 8), min_size=1))
+def test_known_samples_are_sifted_out_wherever_they_occur(rows, chosen):
+    rows = rows.astype(float)
+    known = rows[sorted(chosen)]
+    expected = ~(rows[:, None] == known[None]).all(-1).any(-1)
+    for samples in (known, known.astype(np.float32), torch.from_numpy(known)):
+        assert np.array_equal(SampleCriterion(samples).keeps(rows), expected)
+
+
+def test_samples_alone_judge_nothing_and_with_a_predicate_they_do():
+    assert not SampleCriterion(X).judges
+    criterion = SampleCriterion(X[:3], match=is_right)
+    assert criterion.judges
+    assert np.array_equal(criterion.is_valid(X), is_right(X)) and np.array_equal(criterion.keeps(X), is_right(X))
+
+
+def test_a_cleanser_gives_the_rows_that_it_drops(cleaner):
+    criterion = SampleCriterion.from_cleanser(cleaner)
+    np.testing.assert_array_equal(criterion.samples, X[~cleaner.support_])
+    assert np.array_equal(criterion.keeps(X), cleaner.support_)
+    assert np.array_equal(SampleCriterion.from_cleanser(cleaner, X).samples, criterion.samples)
+
+
+def test_a_cleanser_that_drops_nothing_leaves_nothing_to_redact():
+    cleaner = toy_cleaner(n_epochs=1, n_remove=0).fit(X)
+    with pytest.raises(ValueError, match="drops nothing"):
+        SampleCriterion.from_cleanser(cleaner)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 16, 100])
+def test_a_function_is_called_in_batches_of_what_it_is_given(batch_size):
+    seen = []
+
+    def function(batch):
+        seen.append(batch)
+        return is_right(batch)[:, None]
+
+    for samples in (X, torch.from_numpy(X)):
+        seen.clear()
+        found = ValidityCriterion(function, batch_size).is_valid(samples)
+        assert np.array_equal(found, is_right(X)) and found.dtype == bool
+        assert {type(batch) for batch in seen} == {type(samples)}
+        assert max(map(len, seen)) <= batch_size and sum(map(len, seen)) == len(X)
+
+
+@pytest.mark.parametrize("answer", [np.zeros(3), np.full(16, 0.3), np.zeros((16, 2)), "yes"])
+def test_a_function_that_returns_no_truth_values_is_named(answer):
+    with pytest.raises(ValueError, match=r"expected one truth value each, true where the sample is valid"):
+        ValidityCriterion(lambda _: answer).is_valid(X)
+
+
+@given(threshold=st.floats(0.05, 1.0))
+def test_samples_are_valid_where_their_probability_reaches_the_threshold(threshold):
+    probability = torch.linspace(0, 1, 16, dtype=torch.float64)
+    criterion = ClassifierCriterion(lambda _: probability, threshold)
+    assert np.array_equal(criterion.is_valid(X), probability.numpy() / threshold >= 1)
+
+
+@pytest.mark.parametrize("invalid", [1, [1], [0, 2]])
+def test_logits_of_classes_become_the_probability_of_the_others(invalid):
+    logits = torch.randn(16, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = 1 - logits.softmax(1)[:, np.atleast_1d(invalid)].sum(1)
+    score = ClassifierCriterion(lambda _: logits, threshold=0.25, invalid_class=invalid).score(torch.from_numpy(X))
+    torch.testing.assert_close(score, expected / 0.25)
+
+
+def test_the_score_of_a_sure_classifier_still_has_a_gradient():
+    x = torch.zeros(2, 2).requires_grad_()
+    score = ClassifierCriterion(lambda x: torch.stack([40 + x[:, 0], x[:, 1]], 1), invalid_class=0).score(x)
+    (gradient,) = torch.autograd.grad(score.log().sum(), x)
+    torch.testing.assert_close(gradient, torch.tensor([[-1.0, 1.0]] * 2))
+
+
+def test_a_classifier_is_called_in_evaluation_mode_and_stays_as_it_was():
+    model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.9), nn.Linear(8, 1), nn.Sigmoid())
+    model[2].eval()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    criterion = ClassifierCriterion(model)
+    assert np.array_equal(criterion.is_valid(X), criterion.is_valid(X))
+    assert [m.training for m in model] == [True, True, False, True, True]
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (lambda x: x, {}, "for the logits of classes, give invalid_class"),
+        (lambda x: 3 * x[:, 0], {}, "End it in a sigmoid"),
+        (lambda x: x, {"invalid_class": 2}, "n_classes > 2"),
+        (lambda x: x[:, 0], {"threshold": 0}, "threshold must lie in"),
+    ],
+)
+def test_what_a_classifier_returns_is_checked(model, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ClassifierCriterion(model, **settings).is_valid(X)
+
+
+def test_the_union_is_invalid_where_any_part_is():
+    low = ClassifierCriterion(lambda x: torch.sigmoid(4 - 4 * x[:, 1]))
+    union = AnyOf([is_right, low, X[:2]])
+    expected = is_right(X) & low.is_valid(X)
+    assert union.judges and union.is_differentiable
+    assert np.array_equal(union.is_valid(X), expected)
+    expected[:2] = False
+    assert np.array_equal(union.keeps(X), expected)
+    torch.testing.assert_close(union.score(torch.from_numpy(X)), low.score(torch.from_numpy(X)))
+    np.testing.assert_array_equal(union.known().data, X[:2])
+
+
+def test_the_score_of_a_union_is_that_of_its_least_satisfied_part():
+    parts = [ClassifierCriterion(lambda x, k=k: x[:, k].sigmoid()) for k in range(2)]
+    points = torch.from_numpy(X)
+    expected = torch.minimum(*(part.score(points) for part in parts))
+    torch.testing.assert_close(AnyOf(parts).score(points), expected)
+
+
+def test_a_union_of_known_samples_alone_judges_nothing():
+    union = AnyOf([X[:2], X[5:6]])
+    assert not union.judges and not union.is_differentiable
+    assert np.flatnonzero(~union.keeps(X)).tolist() == [0, 1, 5]
+    assert len(union.known()) == 3 and AnyOf([is_right]).known() is None
