@@ -165,6 +165,11 @@ def test_missing_labels_are_asked_for(data, fitted):
         fitted.score_samples(data)
 
 
+def test_new_instances_of_a_class_that_was_never_trained_on_are_refused(fitted):
+    with pytest.raises(ValueError, match=r"trained without the classes \[7\], which y holds"):
+        fitted.score_samples(X[:3], [0, 7, 1])
+
+
 @pytest.fixture
 def no_training(monkeypatch):
     monkeypatch.setattr(GANTrainer, "record", lambda *_, **__: pytest.fail("training has begun"))

@@ -425,6 +425,10 @@ class GANInfluence(Cleanser):
                 "The networks are conditional: the labels of new instances are needed. Call score_samples(X, y), or "
                 "pass a Dataset whose items hold them."
             )
+        if labels is not None and not labels.is_floating_point():
+            unknown = sorted(set(labels.flatten().tolist()) - set(trained_on.labels.flatten().tolist()))
+            if unknown:
+                raise ValueError(f"The networks were trained without the classes {unknown}, which y holds.")
         samples = DataSource(data, trained_on.dtype, trained_on.device, labels)
         scores = self.backend_.score_samples(self.trajectory_, self.gradients_[self.metric_name_], samples)
         return _sign(self.metric_) * scores if self.backend_.predicts else scores
