@@ -268,12 +268,12 @@ def computed(part: str, data: str, seed: int, args: argparse.Namespace) -> dict:
 
 
 def interval(values: list[float]) -> str:
-    """Return a mean with its 95% interval over seeds."""
+    """Return a mean of numbers in [−1, 1] with its 95% interval over seeds."""
     mean, n = np.mean(values), len(values)
     if n < 2:
         return f"{mean:.2f}"
     half = t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5
-    return f"{mean:.2f} ({mean - half:.2f} to {mean + half:.2f})"
+    return f"{mean:.2f} ({max(mean - half, -1):.2f} to {min(mean + half, 1):.2f})"
 
 
 def columns(found: list[dict[str, dict[str, float]]], names: tuple[str, ...] = tuple(METHODS)) -> str:

@@ -39,6 +39,7 @@ from ganclean.optim import Adam
 from ganclean.redaction import (
     AnyOf,
     ClassifierCriterion,
+    CrossEntropyRefit,
     DeletionFineTuner,
     GANRedactor,
     RejectionSampler,
@@ -46,8 +47,8 @@ from ganclean.redaction import (
     SampleCriterion,
 )
 
-EXPERIMENTS = ("table", "lam", "unfiltered", "relapse", "cumulative", "influence")
-METHODS = ("deletion", "data", "validity", "guide", "penalty", "combined", "rejection", "retraining")
+EXPERIMENTS = ("table", "lam", "unfiltered", "relapse", "cumulative", "poor", "influence")
+METHODS = ("deletion", "data", "validity", "guide", "penalty", "combined", "refit", "rejection", "retraining")
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,9 @@ def redactor_of(method: str, networks: tuple, task: Task, region: Region, seed: 
         )
     if method in ("guide", "penalty"):
         return GANRedactor(*networks, region.classifier, method="classifier", guide=method, **shared | settings)
+    if method == "refit":
+        refit = CrossEntropyRefit(region.classifier.invalid_class)
+        return GANRedactor(*networks, clone(region.classifier).set_params(refit=refit), **shared | settings)
     criterion = {"data": known, "validity": region.is_valid, "combined": region.classifier}[method]
     return GANRedactor(*networks, criterion, **shared | settings)
 
@@ -295,10 +299,20 @@ def run_task(name: str, args: argparse.Namespace, seed: int) -> list[dict]:
     found = regions(name, task, args.labels if name == "digits" else args.labels[:1], seed)
     for region in found if "table" in args.experiments else []:
         for method in args.methods:
-            if method != "retraining" or (region is found[0] and seed == args.seeds[0]):
+            skipped = method == "retraining" and not (region is found[0] and seed == args.seeds[0])
+            # The soft form of a rule has nothing to train.
+            skipped |= method == "refit" and not isinstance(region.classifier.model, nn.Module)
+            if not skipped:
                 add("table", region, method, redactor_of(method, networks, task, region, seed))
     if name != "digits":
         return rows
+    for region in found if "poor" in args.experiments else []:
+        invalid = region.classifier.invalid_class
+        poor = perceptron_of(task.X[:50], task.y[:50], seed)
+        for method, refit in (("as it is", None), ("refit", CrossEntropyRefit(invalid))):
+            # With a low threshold the good rule judges, and the poor classifier only leads.
+            criterion = AnyOf([region.is_valid, ClassifierCriterion(poor, 0.01, invalid, refit)])
+            add("poor", region, method, GANRedactor(*networks, criterion, trainer=task.redaction, random_state=seed))
     three = shortened(task.trainer, 3)
     for region in found if "lam" in args.experiments else []:
         for lam in (1.0, 0.8, 0.5):

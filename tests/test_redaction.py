@@ -18,6 +18,7 @@ from ganclean.plotting import RedactionDisplay
 from ganclean.redaction import (
     AnyOf,
     ClassifierCriterion,
+    CrossEntropyRefit,
     DeletionFineTuner,
     GANRedactor,
     RejectionSampler,
@@ -275,6 +276,90 @@ def test_the_average_is_what_is_judged_and_returned(pair):
     returned = dict(redactor.generator_.named_parameters())
     assert all(torch.equal(returned[name], p) for name, p in state.average.items())
     assert not all(torch.equal(returned[name], p) for name, p in state.generator.items())
+    averaged = dict(redactor.ema_generator_.named_parameters())
+    assert averaged.keys() == returned.keys() and all(torch.equal(returned[name], p) for name, p in averaged.items())
+
+
+def test_without_an_average_there_is_no_averaged_generator(fitted):
+    assert fitted.ema_generator_ is None
+
+
+def soft_module():
+    """A classifier that finds a sample the more valid, the farther it is to the left of 1."""
+    model = nn.Sequential(nn.Linear(2, 1), nn.Sigmoid()).train()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[-4.0, 0.0]]))
+        model[0].bias.fill_(4.0)
+    return model
+
+
+class Noting:
+    """A refit that notes what it gets and moves the model by something random."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, model, valid, invalid):
+        self.calls.append((model, valid.clone(), invalid.clone()))
+        with torch.no_grad():
+            model[0].bias += 0.1 * torch.rand(1)
+
+
+def test_the_classifier_is_refitted_once_an_epoch_on_valid_data_and_on_what_was_refused(pair):
+    noting = Noting()
+    redactor = redactor_of(pair, ClassifierCriterion(soft_module(), refit=noting)).fit(X)
+    assert redactor.method_ == "combined" and len(noting.calls) == redactor.history_["epoch"][-1] == 3
+    for (_, valid, invalid), n_negatives in zip(noting.calls, redactor.history_["n_negatives"][1:]):
+        assert {tuple(row) for row in valid.tolist()} == {tuple(row) for row in X[VALID].tolist()}
+        assert torch.equal(invalid, redactor.buffer_.samples[:n_negatives])
+        assert not is_valid(invalid).any()
+    assert torch.equal(redactor.criterion_.model_[0].bias, noting.calls[-1][0][0].bias)
+
+
+def test_valid_instances_are_valid_where_the_data_are_not_sifted_and_no_more_than_the_buffer_holds(pair):
+    noting = Noting()
+    settings = {"filter_retain": False, "buffer_size": 50, "trainer": trainer_of(1), "lam": 0.5}
+    redactor_of(pair, ClassifierCriterion(soft_module(), refit=noting), **settings).fit(X)
+    ((_, valid, invalid),) = noting.calls
+    assert len(valid) == len(invalid) == 50 and is_valid(valid).all() and not is_valid(invalid).any()
+
+
+@pytest.mark.parametrize("refit", [CrossEntropyRefit(lr=0.01), Noting()], ids=["cross-entropy", "own"])
+def test_a_refit_leaves_the_users_classifier_alone_and_is_determined_by_the_seed(refit, pair):
+    model = soft_module()
+    before = pickle.dumps(model.state_dict())
+    criterion = ClassifierCriterion(model, refit=refit)
+    torch.manual_seed(1)
+    one = redactor_of(pair, criterion).fit(X)
+    torch.manual_seed(2)
+    other = redactor_of(pair, criterion).fit(X)
+    plain = redactor_of(pair, ClassifierCriterion(model)).fit(X)
+    assert pickle.dumps(model.state_dict()) == before and model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not hasattr(criterion, "model_") and one.criterion_ is not criterion
+    for found in ("generator_", "discriminator_"):
+        states = [getattr(redactor, found).state_dict() for redactor in (one, other, plain)]
+        assert all(torch.equal(states[1][name], p) for name, p in states[0].items())
+        assert not all(torch.equal(states[2][name], p) for name, p in states[0].items())
+    assert pickle.loads(pickle.dumps(one)).invalidity_after_ == one.invalidity_after_
+
+
+def test_only_the_score_is_refitted_and_samples_are_judged_as_before(pair):
+    criterion = ClassifierCriterion(soft_module(), refit=lambda *_: nn.Sequential(nn.Linear(2, 1), nn.Sigmoid()))
+    redactor = redactor_of(pair, AnyOf([criterion, lambda x: x[:, 1] > -9]), trainer=trainer_of(1)).fit(X)
+    refitted = redactor.criterion_.criteria[0]
+    assert np.array_equal(redactor.criterion_.is_valid(X), criterion.is_valid(X))
+    assert not torch.allclose(refitted.score(torch.from_numpy(X)), criterion.score(torch.from_numpy(X)))
+
+
+def test_a_refitted_classifier_learns_what_another_judge_refuses(pair):
+    model = nn.Sequential(nn.Linear(2, 1), nn.Sigmoid())
+    nn.init.zeros_(model[0].weight)
+    nn.init.constant_(model[0].bias, 3.0)
+    criterion = AnyOf([is_valid, ClassifierCriterion(model, refit=CrossEntropyRefit(n_steps=100, lr=0.1))])
+    redactor = redactor_of(pair, criterion).fit(X)
+    score = redactor.criterion_.score(torch.from_numpy(X)).numpy() / 2
+    assert ((score >= 0.5) == VALID).mean() > 0.95
 
 
 def test_without_data_the_generators_own_valid_samples_take_their_place(pair):
@@ -331,6 +416,12 @@ def test_what_is_not_known_to_fail_is_not_warned_of(criterion, pair):
         (X[~VALID], {"target_invalidity": 0.1}, "target_invalidity needs a criterion that judges"),
         (is_valid, {"trainer": "adam"}, "trainer must be a GANTrainer"),
         (is_valid, {"method": "combined"}, "needs a criterion with a differentiable score"),
+        (
+            ClassifierCriterion(soft_module(), refit=CrossEntropyRefit()),
+            {"method": "classifier"},
+            "refit learns from samples of the region",
+        ),
+        (ClassifierCriterion(soft_module(), refit="adam"), {}, "refit must be a function"),
         (X[~VALID], {"method": "validity"}, "needs a criterion that judges samples"),
         (lambda x: x[:, 0] < 99, {"method": "data"}, "has nothing to learn from"),
         (lambda x: x[:, 0] > 99, {}, "Only 0 of 512 training instances are valid"),

@@ -37,7 +37,9 @@ def test_a_label_is_redacted_and_shown(folder, capsys):
     run("images.npz", "--label", "2")
     report = json.loads((folder / "report" / "report.json").read_text())
     assert report["invalidity"][1]["n_samples"] == 4000 and report["n_steps"] == 3
-    assert (folder / "report" / "samples.png").stat().st_size > 1000
+    page = (folder / "report" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "label 2" in page and "trained for 2 epochs" in page and "method combined" in page
     assert "invalidity by the criterion" in capsys.readouterr().out
 
 
@@ -48,7 +50,8 @@ def test_known_samples_or_a_rule_say_what_to_redact(what, folder):
     before, after = (load_file(folder / "report" / f"networks_{when}.safetensors") for when in ("before", "after"))
     assert before.keys() == after.keys() and {name.split(".")[0] for name in before} == {"generator", "discriminator"}
     assert any(not before[name].equal(after[name]) for name in before)
-    assert not (folder / "report" / "samples.png").exists()
+    page = (folder / "report" / "index.html").read_text()
+    assert what[1] in page and "What the same latents become" not in page
 
 
 @pytest.mark.filterwarnings("ignore:Hardly anything", "ignore:.*the generator has lost variety")
@@ -56,6 +59,7 @@ def test_redaction_goes_on_from_the_weights_that_it_wrote(folder):
     run("points.npy", "--criterion", "rules:is_left")
     written = load_file("report/networks_after.safetensors")
     run("points.npy", "--criterion", "rules:is_left", "--weights", "report/networks_after.safetensors", "--report", "b")
+    assert "read from report/networks_after.safetensors" in (folder / "b" / "index.html").read_text()
     assert all(written[name].equal(tensor) for name, tensor in load_file("b/networks_before.safetensors").items())
 
 

@@ -1,5 +1,7 @@
 """What is not to be generated, told by samples, by a rule, by a classifier, or by several of them."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ganclean.redaction import AnyOf, ClassifierCriterion, SampleCriterion, ValidityCriterion
+from ganclean.redaction import AnyOf, ClassifierCriterion, CrossEntropyRefit, SampleCriterion, ValidityCriterion
 from ganclean.redaction.criteria import as_criterion
 from tests.toy_gans import toy_cleaner, toy_data
 
@@ -162,3 +164,46 @@ def test_a_union_of_known_samples_alone_judges_nothing():
     assert not union.judges and not union.is_differentiable
     assert np.flatnonzero(~union.keeps(X)).tolist() == [0, 1, 5]
     assert len(union.known()) == 3 and AnyOf([is_right]).known() is None
+
+
+@pytest.mark.parametrize("invalid", [None, 1, [0, 2]])
+def test_a_step_of_the_refit_is_one_of_adam_on_the_binary_cross_entropy(invalid):
+    torch.manual_seed(0)
+    head = [nn.Linear(3, 1), nn.Sigmoid()] if invalid is None else [nn.Linear(3, 4)]
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5), *head).double().requires_grad_(False)
+    valid, invalid_samples = torch.full((3, 2), 0.3, dtype=torch.float64), torch.full((5, 2), -0.8, dtype=torch.float64)
+    criterion = ClassifierCriterion(model, invalid_class=invalid, refit=CrossEntropyRefit(invalid, 3, 0.01, 8))
+    found = criterion.refitted(valid, invalid_samples).model_
+    plain = pickle.loads(pickle.dumps(model)).requires_grad_().eval()
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.01)
+    for _ in range(3):
+        losses = []
+        for samples, is_valid in ((valid[:1], True), (invalid_samples[:1], False)):
+            p = plain(samples) if invalid is None else 1 - plain(samples).softmax(1)[:, np.atleast_1d(invalid)].sum(1)
+            losses.append(-(p if is_valid else 1 - p).log().mean())
+        optimizer.zero_grad()
+        (sum(losses) / 2).backward()
+        optimizer.step()
+    torch.testing.assert_close(found.state_dict(), plain.state_dict(), rtol=1e-9, atol=1e-9)
+    assert not found.training and not any(p.requires_grad for p in found.parameters())
+
+
+def test_the_refit_moves_a_classifier_that_is_sure_and_wrong():
+    sure = nn.Linear(2, 2).requires_grad_(False)
+    nn.init.zeros_(sure.weight)
+    sure.bias.copy_(torch.tensor([-60.0, 60.0]))
+    criterion = ClassifierCriterion(sure, invalid_class=0, refit=CrossEntropyRefit(0, n_steps=400, lr=0.5))
+    invalid = torch.tensor([[-1.0, 0.0]])
+    assert criterion.score(invalid) > 1.9 and criterion.refitted(-invalid, invalid).score(invalid) < 0.1
+
+
+def test_the_refit_trains_modules():
+    with pytest.raises(ValueError, match=r"trains a torch\.nn\.Module"):
+        ClassifierCriterion(torch.sigmoid, refit=CrossEntropyRefit()).refitted(torch.ones(2, 1), torch.zeros(2, 1))
+
+
+def test_without_a_refit_nothing_learns():
+    criterion = ClassifierCriterion(lambda x: x[:, 0].sigmoid())
+    assert not criterion.learns and criterion.refitted(X, X) is criterion
+    assert not AnyOf([criterion, is_right]).learns
+    assert AnyOf([ClassifierCriterion(nn.Identity(), refit=print), is_right]).learns

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
+import time
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import load_file
 from sklearn.base import clone
 from torch import nn
 
+from ganclean._version import __version__
 from ganclean.cli import options
 from ganclean.files import LoadedData, read_data
 from ganclean.metrics import train_classifier
 from ganclean.networks import default_pair
-from ganclean.plotting import RedactionDisplay
 from ganclean.redaction import (
     AnyOf,
     ClassifierCriterion,
@@ -26,6 +26,7 @@ from ganclean.redaction import (
 )
 from ganclean.redaction.criteria import as_criterion
 from ganclean.redaction.redactor import METHODS
+from ganclean.reporting.redaction import write_redaction
 from ganclean.training.network import seeded
 from ganclean.training.pretraining import train_gan
 
@@ -66,7 +67,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train a GAN or read one, redact it, and write the report and the networks."""
-    console, folder = options.rich_console(), Path(args.report)
+    begin = time.perf_counter()
+    console = options.rich_console()
     data = read_data(args.data, args.image_size)
     console.print(f"[bold]{data.name}[/]: {len(data.X)} instances of shape {data.X.shape[1:]}")
     train, _, test = options.split_rows(len(data.X), args.held_out, args.seed)
@@ -81,14 +83,29 @@ def run(args: argparse.Namespace) -> int:
     ).fit(data.X[train])
     report = redactor.report(data.X[test][~excluded[test]], feature_extractor=extractor[0])
     console.print(str(report))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-    for when, networks in (("before", pair), ("after", (redactor.generator_, redactor.discriminator_))):
-        save_file(_tensors(*networks), folder / f"networks_{when}.safetensors")
-    if data.X.ndim == 4:
-        RedactionDisplay.from_estimator(redactor, n_shown=24).figure_.savefig(folder / "samples.png", dpi=150)
-    console.print(f"report: [bold]{folder}[/]")
+    n_invalid = int((~redactor.support_).sum())
+    settings = {
+        "data": f"{data.name}: {len(data.X)} instances, {len(train)} of them for training; redaction left out "
+        f"{n_invalid} invalid ones",
+        "not to be generated": _described(args),
+        "networks": f"read from {args.weights}" if args.weights else f"trained for {args.epochs} epochs before",
+        "redaction": f"method {redactor.method_}, λ = {args.lam:g}, {args.redaction_epochs} epochs of Adam with "
+        f"learning rate {args.redaction_lr:g}: {report.n_steps} steps",
+        "queries": f"{report.n_queries} judged instances and samples",
+        "compared with": f"{int((~excluded[test]).sum())} held-out valid instances; distances in {extractor[2]}",
+        "software": f"ganclean {__version__}, torch {torch.__version__}",
+        "time": f"{time.perf_counter() - begin:.0f} s in all",
+    }
+    page = write_redaction(args.report, data.name, redactor, report, settings)
+    console.print(f"report: [bold]{page}[/]")
     return 0
+
+
+def _described(args: argparse.Namespace) -> str:
+    """Say what the options exclude."""
+    if args.label is not None:
+        return f"label {' or '.join(map(str, args.label))}"
+    return f"what the samples in {args.samples} stand for" if args.samples else f"what {args.criterion} refuses"
 
 
 def _criterion(args: argparse.Namespace, data: LoadedData, train: np.ndarray) -> tuple[Criterion, np.ndarray]:
@@ -131,9 +148,3 @@ def _pair(args: argparse.Namespace, X: np.ndarray) -> Pair:
         except RuntimeError as error:
             raise ValueError(f"The weights in {args.weights!r} do not fit the {player}: {error}") from error
     return generator, discriminator
-
-
-def _tensors(generator: nn.Module, discriminator: nn.Module) -> dict[str, Any]:
-    """Return the parameters and buffers of both networks by player and name."""
-    players = (("generator", generator), ("discriminator", discriminator))
-    return {f"{player}.{name}": tensor.contiguous() for player, m in players for name, tensor in m.state_dict().items()}

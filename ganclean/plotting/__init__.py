@@ -6,7 +6,7 @@ from ganclean.plotting.credit import CreditShareDisplay
 from ganclean.plotting.curve import CleansingCurveDisplay
 from ganclean.plotting.gallery import HarmfulnessScatterDisplay, ImageGridDisplay
 from ganclean.plotting.histogram import InfluenceHistogramDisplay
-from ganclean.plotting.redaction import RedactionDisplay
+from ganclean.plotting.redaction import InvalidityCurveDisplay, RedactionDisplay
 
 __all__ = [
     "AttributionDisplay",
@@ -16,5 +16,6 @@ __all__ = [
     "ImageGridDisplay",
     "InfluenceHistogramDisplay",
     "InfluenceScatterDisplay",
+    "InvalidityCurveDisplay",
     "RedactionDisplay",
 ]

@@ -1,4 +1,4 @@
-"""What the same latents became before and after redaction."""
+"""What the same latents became before and after redaction, and how invalidity fell."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from ganclean.plotting.gallery import ImageGridDisplay
-from ganclean.plotting.style import COLORS
+from ganclean.plotting.style import COLORS, axes
+from ganclean.redaction.invalidity import Invalidity
 
 if TYPE_CHECKING:
     from ganclean.redaction._base import BaseRedactor
+    from ganclean.redaction.redactor import GANRedactor
 
 
 class RedactionDisplay:
@@ -68,8 +70,79 @@ class RedactionDisplay:
             if is_invalid:
                 ax.spines[:].set(visible=True, color=COLORS["harmful"], linewidth=1.5)
         self.figure_, self.axes_ = grid.figure_, grid.axes_
+        self._name_rows()
         return self
+
+    def _name_rows(self) -> None:
+        """Write beside each row whether it is before or after, on a margin of its own."""
+        margin, (width, height), inside = 0.22, self.figure_.get_size_inches(), self.figure_.subplotpars
+        self.figure_.set_size_inches(width + margin, height)
+        left, right = ((x * width + margin) / (width + margin) for x in (inside.left, inside.right))
+        self.figure_.subplots_adjust(left=left, right=right)
+        for row, ax in enumerate(self.axes_[:, 0]):
+            ax.set_ylabel("after" if row % 2 else "before", fontsize=9, labelpad=2)
 
     def _paired(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         starts = range(0, len(before), self.n_columns)
         return np.concatenate([half[start : start + self.n_columns] for start in starts for half in (before, after)])
+
+
+class InvalidityCurveDisplay:
+    """The share of invalid samples after each epoch of redaction, with its 95% confidence interval.
+
+    Parameters
+    ----------
+    invalidities : list of Invalidity
+        Of the generator as given, and after each epoch.
+
+    Attributes
+    ----------
+    ax_, figure_ : matplotlib Axes and Figure
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ganclean.plotting import InvalidityCurveDisplay
+    >>> from ganclean.redaction import Invalidity
+    >>> curve = [Invalidity.of(np.arange(1000) >= n_invalid) for n_invalid in (100, 20, 5)]
+    >>> InvalidityCurveDisplay(curve).plot().ax_.get_xlabel()
+    'epoch of redaction'
+    """
+
+    def __init__(self, invalidities: list[Invalidity]):
+        self.invalidities = invalidities
+
+    @classmethod
+    def from_estimator(cls, redactor: GANRedactor, *, ax=None) -> InvalidityCurveDisplay:
+        """Plot a fitted redactor's history.
+
+        Parameters
+        ----------
+        redactor : GANRedactor
+            Fitted by a method that judges what the generator produces, or with a `target_invalidity`.
+        ax : matplotlib Axes, optional
+
+        Raises
+        ------
+        ValueError
+            If nothing was judged between the epochs.
+        """
+        rates, n = np.array(redactor.history_["invalidity"]), redactor.queries_per_epoch
+        if np.isnan(rates).any():
+            raise ValueError(
+                f"Nothing was judged between the epochs of method={redactor.method_!r}. Choose 'validity' or "
+                "'combined', or set a target_invalidity."
+            )
+        return cls([Invalidity.of(np.arange(n) >= round(rate * n)) for rate in rates]).plot(ax=ax)
+
+    def plot(self, *, ax=None) -> InvalidityCurveDisplay:
+        """Plot the curve and the band of its intervals."""
+        ax, epochs = axes(ax), np.arange(len(self.invalidities))
+        rates, lows, highs = np.array([(part.rate, part.low, part.high) for part in self.invalidities]).T
+        ax.fill_between(epochs, lows, highs, color=COLORS["harmful"], alpha=0.2, linewidth=0)
+        ax.plot(epochs, rates, "o-", color=COLORS["harmful"], linewidth=2, markersize=4)
+        ax.set(xlabel="epoch of redaction", ylabel="invalid samples", ylim=(0, None))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self

@@ -89,6 +89,7 @@ class BaseRedactor(BaseEstimator):
         step = self._redacting(step, state, rejected)
         state = self._trained(trainer, step, source)
         self.generator_ = loaded(step.generator, state.evaluated, state.buffers_generator)
+        self.ema_generator_ = self.generator_ if state.average else None
         self.discriminator_ = loaded(step.discriminator, state.discriminator, state.buffers_discriminator)
         self.invalidity_after_ = self._invalidity(state)
         self.state_ = state
@@ -252,6 +253,7 @@ class BaseRedactor(BaseEstimator):
                 f"Only {self.support_.sum()} of {len(kept)} training instances are valid; redaction learns from valid "
                 "ones. Check which way round the criterion is: it says which samples are valid."
             )
+        self._valid_rows = np.flatnonzero(kept[self.support_])
         rows, rest = np.flatnonzero(self.support_), np.flatnonzero(~kept)
         trainer, step, source = prepared(
             self.generator,
@@ -277,11 +279,11 @@ class BaseRedactor(BaseEstimator):
                 self.n_steps_ = record.index + 1
                 if progress is not None:
                     progress("redaction", self.n_steps_, steps_per_epoch * int(trainer.n_epochs))
-                if self.n_steps_ % steps_per_epoch == 0 and self._after_epoch(state):
+                if self.n_steps_ % steps_per_epoch == 0 and self._after_epoch(state, source):
                     break
         return state
 
-    def _after_epoch(self, state: TrainingState) -> bool:
+    def _after_epoch(self, state: TrainingState, source: DataSource) -> bool:
         """Return whether to stop after an epoch."""
         return False
 

@@ -22,7 +22,9 @@ class DeletionFineTuner(BaseRedactor):
 
     Attributes
     ----------
-    generator_, discriminator_, state_, invalidity_before_, invalidity_after_, support_, n_queries_, n_steps_
+    generator_, ema_generator_, discriminator_, state_, criterion_, support_, n_queries_, n_steps_
+        As of `GANRedactor`.
+    invalidity_before_, invalidity_after_ : Invalidity
         As of `GANRedactor`.
 
     Examples
@@ -76,7 +78,9 @@ class RetrainingRedactor(DeletionFineTuner):
 
     Attributes
     ----------
-    generator_, discriminator_, state_, invalidity_before_, invalidity_after_, support_, n_queries_, n_steps_
+    generator_, ema_generator_, discriminator_, state_, criterion_, support_, n_queries_, n_steps_
+        As of `GANRedactor`.
+    invalidity_before_, invalidity_after_ : Invalidity
         As of `GANRedactor`.
     """
 
@@ -127,8 +131,10 @@ class RejectionSampler(DeletionFineTuner):
     ----------
     acceptance_rate_ : float
         The share of samples that are kept.
-    generator_, discriminator_, state_, invalidity_before_, invalidity_after_, support_, n_queries_, n_steps_
+    generator_, ema_generator_, discriminator_, state_, criterion_, support_, n_queries_, n_steps_
         As of `GANRedactor`; nothing is trained.
+    invalidity_before_, invalidity_after_ : Invalidity
+        As of `GANRedactor`.
     """
 
     _needs = ("generator",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Real
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ganclean.data import DataSource, as_source
+from ganclean.training.network import copied
 
 Samples = Any
 """A batch of samples: an array or a tensor of shape (n, *sample_shape)."""
@@ -30,10 +32,13 @@ class Criterion(BaseEstimator):
         Whether `is_valid` tells of any sample.
     is_differentiable : bool
         Whether there is a `score`.
+    learns : bool
+        Whether the score follows the generator: `refitted` returns another one.
     """
 
     judges: bool = True
     is_differentiable: bool = False
+    learns: bool = False
 
     def is_valid(self, samples: Samples) -> np.ndarray:
         """Return which samples lie outside of the region, shape (n,), bool."""
@@ -50,6 +55,10 @@ class Criterion(BaseEstimator):
     def known(self) -> DataSource | None:
         """Return known samples of the region, with their labels where there are any."""
         return None
+
+    def refitted(self, valid: Tensor, invalid: Tensor) -> Criterion:
+        """Return the criterion with a score that has learned from more samples; itself stays as it is."""
+        return self
 
 
 class SampleCriterion(Criterion):
@@ -173,6 +182,17 @@ class ClassifierCriterion(Criterion):
         The lowest probability of a valid sample, in (0, 1].
     invalid_class : int or list of int, optional
         The classes that are not to be produced.
+    refit : callable, optional
+        Lets the score follow what the generator has come to produce, such as a `CrossEntropyRefit`.
+        ``refit(model, valid, invalid)`` is called after each epoch of a `GANRedactor` with ``method="combined"``. It
+        trains the model, which is a copy, or returns another; the tensors are valid training instances and the samples
+        of the region that are known by then. Samples are still judged by the model as given, so that before and after
+        compare; in `AnyOf`, by the other parts too, from which the classifier then learns.
+
+    Attributes
+    ----------
+    model_ : torch.nn.Module or callable
+        The refitted copy that scores; only a criterion that `refitted` returned has one.
 
     Examples
     --------
@@ -185,22 +205,42 @@ class ClassifierCriterion(Criterion):
 
     is_differentiable = True
 
-    def __init__(self, model, threshold=0.5, invalid_class=None):
+    def __init__(self, model, threshold=0.5, invalid_class=None, refit=None):
         self.model = model
         self.threshold = threshold
         self.invalid_class = invalid_class
+        self.refit = refit
+
+    @property
+    def learns(self) -> bool:  # type: ignore[override]
+        if self.refit is not None and not callable(self.refit):
+            raise ValueError(f"refit must be a function of a model, valid and invalid samples; got {self.refit!r}.")
+        return self.refit is not None
 
     @torch.no_grad()
     def is_valid(self, samples):
-        return torch.cat([self.score(batch) for batch in as_source(samples).batches()]).cpu().numpy() >= 1
+        return torch.cat([self._score(self.model, batch) for batch in as_source(samples).batches()]).cpu().numpy() >= 1
 
     def score(self, samples):
-        if not isinstance(self.threshold, Real) or not 0 < self.threshold <= 1:
+        return self._score(getattr(self, "model_", self.model), samples)
+
+    def refitted(self, valid, invalid):
+        if not self.learns:
+            return self
+        model = getattr(self, "model_", self.model)
+        model = copied(model) if isinstance(model, nn.Module) else copy.deepcopy(model)
+        returned = self.refit(model, valid, invalid)
+        criterion = copy.copy(self)
+        criterion.model_ = model if returned is None else returned
+        return criterion
+
+    def _score(self, model: Callable, samples: Tensor) -> Tensor:
+        if not isinstance(self.threshold, Real) or not 0 < float(self.threshold) <= 1:
             raise ValueError(f"threshold must lie in (0, 1]; got {self.threshold!r}.")
-        parameter = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
-        with _evaluating(self.model):
-            output = self.model(samples if parameter is None else samples.to(parameter))
-        return self._probability(output, len(samples)).to(samples.dtype) / self.threshold
+        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        with _evaluating(model):
+            output = model(samples if parameter is None else samples.to(parameter))
+        return self._probability(output, len(samples)).to(samples.dtype) / float(self.threshold)
 
     def _probability(self, output: Any, n: int) -> Tensor:
         """Return the probability of being valid, from what the model returned."""
@@ -256,6 +296,10 @@ class AnyOf(Criterion):
     def is_differentiable(self) -> bool:  # type: ignore[override]
         return any(part.is_differentiable for part in self._parts())
 
+    @property
+    def learns(self) -> bool:  # type: ignore[override]
+        return any(part.learns for part in self._parts())
+
     def is_valid(self, samples):
         return np.logical_and.reduce([part.is_valid(samples) for part in self._parts() if part.judges])
 
@@ -275,6 +319,9 @@ class AnyOf(Criterion):
             torch.cat([batch for source in sources for batch in source.batches()]),
             labels=None if any(part is None for part in labels) else torch.cat(labels),
         )
+
+    def refitted(self, valid, invalid):
+        return AnyOf([part.refitted(valid, invalid) for part in self._parts()])
 
     def _parts(self) -> list[Criterion]:
         return [as_criterion(part) for part in self.criteria]

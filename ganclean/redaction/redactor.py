@@ -6,12 +6,15 @@ import warnings
 from numbers import Integral, Real
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ganclean.data import DataSource
 from ganclean.redaction._base import BaseRedactor
 from ganclean.redaction.criteria import SampleCriterion
 from ganclean.redaction.invalidity import residual_invalidity
 from ganclean.redaction.step import GUIDES, NegativeBuffer, RedactionStep, SmoothedLoss
+from ganclean.training.network import seeded
 from ganclean.training.state import TrainingState
 from ganclean.training.step import TrainingStep
 
@@ -55,7 +58,7 @@ class GANRedactor(BaseRedactor):
     queries_per_epoch : int, default=1000
         Samples of the generator that are judged before the first epoch and after each.
     buffer_size : int, default=20000
-        Redacted samples to keep, the newest ones.
+        Redacted samples to keep, the newest ones. Of the valid instances, a refit gets as many at most, at random.
     guide : {"penalty", "guide"}, default="penalty"
         How the score s of a classifier, the probability of being valid over its threshold, enters the generator's loss:
         as the term −`guide_weight` · log s, or by replacing the discriminator's output by
@@ -74,12 +77,16 @@ class GANRedactor(BaseRedactor):
     verbose : bool, default=False
         Whether to show a progress bar.
     random_state : int, RandomState instance or None
-        Determines batches, latents and queries.
+        Determines batches, latents, queries, and what a refit draws from torch's global generators.
 
     Attributes
     ----------
     generator_, discriminator_ : torch.nn.Module
         The redacted networks in evaluation mode; with a moving average, the averaged generator.
+    ema_generator_ : torch.nn.Module or None
+        The averaged generator, which `generator_` is then too; None where the trainer keeps no average.
+    criterion_ : Criterion
+        What samples were judged and scored by; its classifier is a copy where one was refitted.
     state_ : TrainingState
         Where training ended: all parameters, those of the generator beside its average.
     invalidity_before_, invalidity_after_ : Invalidity
@@ -223,15 +230,27 @@ class GANRedactor(BaseRedactor):
             loss=SmoothedLoss(step.loss, *self.label_smoothing) if any(self.label_smoothing) else step.loss,
             lam=float(self.lam),
             buffer=self.buffer_,
-            score=self.criterion_.score if guided else None,
+            score=self._score if guided else None,
             guide=self.guide,
             guide_weight=float(self.guide_weight),
             guide_floor=float(self.guide_floor),
         )
 
-    def _after_epoch(self, state: TrainingState) -> bool:
+    def _after_epoch(self, state: TrainingState, source: DataSource) -> bool:
         rate = self._query(state)
+        if self.method_ == "combined" and self.criterion_.learns and len(self.buffer_):
+            self._refit(source)
         return self.target_invalidity is not None and rate <= self.target_invalidity
+
+    def _refit(self, source: DataSource) -> None:
+        """Let the classifier learn from valid training instances and from the samples of the region."""
+        rows = self._queries.permutation(self._valid_rows)[: self.buffer_size]
+        seed = int(self._queries.randint(2**31))
+        with seeded(seed), seeded(seed, source.device), torch.enable_grad():
+            self.criterion_ = self.criterion_.refitted(source[rows.tolist()], self.buffer_.samples)
+
+    def _score(self, samples: Tensor) -> Tensor:
+        return self.criterion_.score(samples)
 
     def _warn_of_residual(self, share: float) -> None:
         lam = float(self.lam) if len(self.buffer_) else 1.0
@@ -253,6 +272,11 @@ class GANRedactor(BaseRedactor):
             raise ValueError(
                 f"method={self.method!r} needs a criterion with a differentiable score; {kind} has none. Give a "
                 "ClassifierCriterion, or choose 'data' or 'validity'."
+            )
+        if self.method == "classifier" and criterion.learns:
+            raise ValueError(
+                "A refit learns from samples of the region, which method='classifier' does not collect. Choose "
+                "method='combined'."
             )
         if self.method == "validity" and not criterion.judges:
             raise ValueError(
