@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Callable
 from functools import cache, partial
 
 import numpy as np
@@ -276,12 +277,21 @@ def interval(values: list[float]) -> str:
     return f"{mean:.2f} ({max(mean - half, -1):.2f} to {min(mean + half, 1):.2f})"
 
 
-def columns(found: list[dict[str, dict[str, float]]], names: tuple[str, ...] = tuple(METHODS)) -> str:
-    """Return a table in Markdown: a row for each method, a column for each name, means with their intervals."""
+def spread(values: list[float]) -> str:
+    """Return a mean with the standard deviation over seeds."""
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=len(values) > 1):.2f}"
+
+
+def columns(
+    found: list[dict[str, dict[str, float]]],
+    text: Callable[[list[float]], str],
+    names: tuple[str, ...] = tuple(METHODS),
+) -> str:
+    """Return a table in Markdown: a row for each method, a column for each kind, and what the seeds give as text."""
     kinds = list(found[0])
     lines = ["| | " + " | ".join(kinds) + " |", "| --- |" + " --- |" * len(kinds)]
     for name in names:
-        lines.append(f"| {name} | " + " | ".join(interval([row[kind][name] for row in found]) for kind in kinds) + " |")
+        lines.append(f"| {name} | " + " | ".join(text([row[kind][name] for row in found]) for kind in kinds) + " |")
     return "\n".join(lines)
 
 
@@ -292,9 +302,9 @@ def show(data: str, found: dict[str, list[dict]]) -> None:
         print(f"\n{part}, {len(rows)} seeds")
         results = [row["result"] for row in rows]
         if part in ("outliers", "learned"):
-            print(columns(results, (*METHODS, "generated share")))
+            print(columns(results, spread, (*METHODS, "generated share")))
         elif part.startswith("lds"):
-            print(columns([{"LDS": result} for result in results]))
+            print(columns([{"LDS": result} for result in results], interval))
         else:
             print(table(results, "FID"))
 
