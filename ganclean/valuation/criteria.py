@@ -227,7 +227,7 @@ def efficiency(function: Callable[[], Any], n_samples: int, n_repeats: int = 3) 
     --------
     >>> import time
     >>> from ganclean.valuation import efficiency
-    >>> 0.01 <= efficiency(lambda: time.sleep(0.02), n_samples=2, n_repeats=1).seconds_per_sample < 0.1
+    >>> efficiency(lambda: time.sleep(0.02), n_samples=2, n_repeats=1).seconds_per_sample >= 0.01
     True
     """
     if n_samples < 1 or n_repeats < 1:
