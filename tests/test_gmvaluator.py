@@ -1,13 +1,11 @@
 """GMValuator: the credit of training instances for generated samples."""
 
 import pickle
-from urllib.error import URLError
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -26,15 +24,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from ganclean import CleansedEstimator
-from ganclean.exceptions import MetricError, NetworkError, NonFiniteError
-from ganclean.valuation import DiscriminatorQuality, GMValuator, realism_score
-from ganclean.valuation.rerank import LPIPS
+from ganclean.exceptions import NonFiniteError
+from ganclean.valuation import GMValuator
 from tests.reference import gmvaluator as reference
+from tests.toy_clouds import IMAGES, SAMPLES, TRAIN, UNSEEN
 from tests.toy_gans import toy_cleaner
-
-RNG = np.random.default_rng(0)
-TRAIN, SAMPLES, UNSEEN = RNG.normal(size=(60, 3)), RNG.normal(size=(40, 3)), RNG.normal(size=(9, 3))
-IMAGES, MADE = (RNG.uniform(-1, 1, size=(n, 1, 6, 6)).astype(np.float32) for n in (20, 8))
 
 
 def points_on_a_grid(n_min=4, n_max=14):
@@ -297,7 +291,7 @@ def test_a_fitted_valuator_survives_pickling():
         np.testing.assert_array_equal(again.attribute(UNSEEN).toarray(), valuator.attribute(UNSEEN).toarray())
 
 
-# Recall and re-ranking
+# Recall
 
 
 @pytest.mark.parametrize("recall", ["pq", "hnsw"])
@@ -305,137 +299,6 @@ def test_an_approximate_recall_gives_the_same_credit_where_it_finds_all(recall):
     X, samples = np.split(load_digits().data[:1500] / 16, [1200])
     valuator = GMValuator(k=10, n_candidates=50, recall=recall, random_state=0).fit(X, X_gen=samples)
     np.testing.assert_allclose(valuator.values_, GMValuator(k=10).fit(X, X_gen=samples).values_, rtol=1e-12)
-
-
-def manhattan(query, candidates):
-    assert query.shape == (1, 3) and candidates.shape[1:] == (3,)
-    return (query - candidates).abs().sum(dim=1)
-
-
-@pytest.mark.parametrize("n_candidates", [60, 12])
-def test_candidates_are_chosen_and_credited_by_the_given_distance(n_candidates):
-    valuator = GMValuator(k=3, n_candidates=n_candidates, rerank=manhattan).fit(TRAIN, X_gen=SAMPLES)
-    distances, rows = valuator.kneighbors(UNSEEN)
-    for x, near, row in zip(UNSEEN, distances, rows):
-        candidates = reference.contributors(TRAIN, x, n_candidates)
-        expected = sorted((np.abs(TRAIN[i] - x).sum(), i) for i in candidates)[:3]
-        assert [i for _, i in expected] == row.tolist()
-        np.testing.assert_allclose(near, [d for d, _ in expected], rtol=1e-12)
-
-
-def test_l2_compares_the_samples_themselves_and_not_their_features():
-    first = GMValuator(k=3, n_candidates=60, rerank="l2", feature_extractor=lambda x: x[:, :1])
-    np.testing.assert_allclose(
-        first.fit(TRAIN, X_gen=SAMPLES).values_, GMValuator(k=3).fit(TRAIN, X_gen=SAMPLES).values_, rtol=1e-10
-    )
-
-
-def test_an_unseen_instance_has_to_be_a_candidate_before_it_is_reranked():
-    settings = {"k": 3, "temperature": 0.5, "feature_extractor": lambda x: x[:, :1], "rerank": "l2"}
-    all_ = GMValuator(**settings, n_candidates=60).fit(TRAIN, X_gen=SAMPLES)
-    plain = GMValuator(k=3, temperature=0.5).fit(TRAIN, X_gen=SAMPLES)
-    credited = plain.score_samples(UNSEEN) < 0
-    np.testing.assert_allclose(all_.score_samples(UNSEEN)[credited], plain.score_samples(UNSEEN)[credited], rtol=1e-10)
-    few = GMValuator(**settings, n_candidates=3).fit(TRAIN, X_gen=SAMPLES)
-    behind = UNSEEN.copy()
-    behind[:, 0] = SAMPLES[:, 0].max() + 5  # near in the others, but no sample's candidate
-    assert (few.score_samples(behind) > 0).all()
-
-
-@pytest.fixture
-def random_weights(monkeypatch):
-    """AlexNet with random weights, since those of ImageNet may not be here."""
-    alexnet = torchvision.models.alexnet
-    torch.manual_seed(0)
-    monkeypatch.setattr(torchvision.models, "alexnet", lambda **_: alexnet(weights=None))
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_lpips_is_that_of_torchmetrics_for_each_candidate(channels, random_weights):
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-    images = torch.rand(4, channels, 64, 64) * 2 - 1
-    lpips = LPIPS()
-    found = lpips(images[:1], images)
-    theirs = LearnedPerceptualImagePatchSimilarity(net_type="alex")
-    theirs.net = lpips.network
-    colour = images.expand(-1, 3, -1, -1)
-    expected = [float(theirs(colour[:1], colour[i : i + 1])) for i in range(4)]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
-    assert found[0] == 0 and (found[1:] > 0).all()
-
-
-def test_images_are_reranked_by_lpips(random_weights):
-    samples = np.concatenate([IMAGES[[4, 9]], MADE])
-    valuator = GMValuator(k=2, n_candidates=6, feature_extractor="pixels", rerank="lpips").fit(IMAGES, X_gen=samples)
-    assert valuator.kneighbors(samples[:2])[1][:, 0].tolist() == [4, 9]
-    assert valuator.values_.sum() == pytest.approx(10)
-
-
-def test_lpips_refuses_what_is_no_image(random_weights):
-    with pytest.raises(ValueError, match="LPIPS compares grey or colour images"):
-        GMValuator(rerank="lpips").fit(TRAIN, X_gen=SAMPLES)
-
-
-def test_weights_of_lpips_that_cannot_be_had_are_named(monkeypatch):
-    def offline(**_):
-        raise URLError("no network")
-
-    monkeypatch.setattr(torchvision.models, "alexnet", offline)
-    with pytest.raises(NetworkError, match=r"weights of LPIPS.*no network.*rerank='l2'"):
-        GMValuator(feature_extractor="pixels", rerank="lpips").fit(IMAGES, X_gen=MADE)
-
-
-# Quality
-
-
-@pytest.mark.parametrize("k", [1, 3, 10])
-def test_realism_is_that_of_loops_over_balls(k):
-    expected = [reference.realism(sample, TRAIN, k) for sample in SAMPLES]
-    np.testing.assert_allclose(realism_score(*map(torch.from_numpy, (SAMPLES, TRAIN)), k), expected, rtol=1e-12)
-
-
-def test_copies_are_realistic_without_bound_also_where_instances_coincide():
-    points = torch.from_numpy(np.repeat(TRAIN[:10], 5, axis=0))
-    assert torch.isinf(realism_score(points, points)).all()
-    assert (realism_score(points + 1, points) == 0).all()
-
-
-def test_realism_as_quality_ends_at_one_and_is_judged_by_the_reference():
-    for data, judges in (({}, TRAIN), ({"X_ref": UNSEEN}, UNSEEN)):
-        valuator = GMValuator(quality="realism").fit(TRAIN, X_gen=SAMPLES, **data)
-        expected = realism_score(*map(torch.from_numpy, (SAMPLES, judges))).clamp(max=1)
-        np.testing.assert_array_equal(valuator.quality_, expected)
-        np.testing.assert_array_equal(valuator.attribute(SAMPLES).sum(axis=1).round(12), expected.numpy().round(12))
-
-
-def test_realism_needs_more_real_instances_than_a_ball_reaches_over():
-    with pytest.raises(MetricError, match="k=3 nearest neighbours need more than 3 real instances; got 2"):
-        GMValuator(quality="realism").fit(TRAIN, X_gen=SAMPLES, X_ref=UNSEEN[:2])
-
-
-def test_a_discriminator_gives_the_probability_of_being_real():
-    discriminator = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
-    quality = DiscriminatorQuality(discriminator)
-    assert discriminator.training
-    expected = torch.sigmoid(discriminator.eval()(torch.from_numpy(SAMPLES).float()).double())[:, 0]
-    valuator = GMValuator(quality=quality).fit(TRAIN, X_gen=SAMPLES)
-    np.testing.assert_allclose(valuator.quality_, expected.detach())
-
-
-@pytest.mark.parametrize(
-    ("quality", "message"),
-    [
-        (lambda x: x.sum(), r"returned shape \(\) for 40 samples; expected shape \(40,\)"),
-        (lambda x: x, r"returned shape \(40, 3\)"),
-        (lambda x: x[:, 0], "returned -[0-9.]+ for one of them"),
-        (lambda x: np.full(len(x), np.nan), "returned nan for one of them"),
-        (lambda x: x[1:, 0].abs(), r"returned shape \(39,\)"),
-    ],
-)
-def test_what_a_quality_function_returns_is_checked(quality, message):
-    with pytest.raises(ValueError, match=message):
-        GMValuator(quality=quality).fit(TRAIN, X_gen=SAMPLES)
 
 
 # What does not fit

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
+from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from ganclean.training.network import Network
 from ganclean.training.record import StepRecord
-from ganclean.training.state import Tensors, TrainingState, leaves, ravel, unravel
+from ganclean.training.state import Tensors, TrainingState, leaves, map_state, ravel, unravel
 from ganclean.training.step import TrainingStep, gradient_of, is_shared, shifted
 
 
@@ -36,9 +39,7 @@ class StepAdjoint(NamedTuple):
     push: Tensors
 
 
-Adjoint = Callable[
-    [TrainingStep, TrainingState, TrainingState, StepRecord, Tensor, list[TrainingState]], list[StepAdjoint]
-]
+Adjoint = Callable[..., list[StepAdjoint]]
 
 
 def exact_adjoint(
@@ -48,6 +49,7 @@ def exact_adjoint(
     record: StepRecord,
     real: Tensor,
     cotangents: list[TrainingState],
+    stacked: bool = False,
 ) -> list[StepAdjoint]:
     """Pull cotangents back through a step by `torch.func.vjp` of that very step.
 
@@ -60,12 +62,25 @@ def exact_adjoint(
     real : Tensor of shape (batch_size, *sample_shape)
     cotangents : list of TrainingState
         One λ for each metric; the step is evaluated once for all of them.
+    stacked : bool, default=False
+        Whether to pull all of them back at once by `torch.func.vmap`, which is faster where the networks are small.
 
     Returns
     -------
     list of StepAdjoint
     """
 
+    return step.run(_exact, state, record, real, cotangents, stacked)
+
+
+def _exact(
+    step: TrainingStep,
+    state: TrainingState,
+    record: StepRecord,
+    real: Tensor,
+    cotangents: list[TrainingState],
+    stacked: bool,
+) -> list[StepAdjoint]:
     def next_state(differentiable: TrainingState, weights: Tensor, push: Tensors) -> TrainingState:
         full = differentiable._replace(
             buffers_generator={**state.buffers_generator, **differentiable.buffers_generator},
@@ -78,7 +93,17 @@ def exact_adjoint(
     # The transform takes its derivatives all the same; without the outer graph, which nobody needs.
     with torch.no_grad():
         pull = torch.func.vjp(next_state, step.differentiable(state), weights, push)[1]
-        return [StepAdjoint(*pull(cotangent)) for cotangent in cotangents]
+        return _each(lambda cotangent: StepAdjoint(*pull(cotangent)), cotangents, stacked)
+
+
+def _each(
+    pull: Callable[[TrainingState], StepAdjoint], cotangents: list[TrainingState], stacked: bool
+) -> list[StepAdjoint]:
+    """Pull each cotangent back, or all at once."""
+    if not stacked:
+        return [pull(cotangent) for cotangent in cotangents]
+    together = vmap(pull, randomness="same")(map_state(lambda *tensors: torch.stack(tensors), *cotangents))
+    return [tree_map(lambda tensor, i=i: tensor[i], together) for i in range(len(cotangents))]
 
 
 class Secant(NamedTuple):
@@ -86,7 +111,7 @@ class Secant(NamedTuple):
 
     Parameters
     ----------
-    delta : float, default=1e-2
+    delta : float or scalar Tensor, default=1e-2
         Relative width of a central difference, ε = δ‖θ‖/‖v‖.
     spread : float, default=inf
         Tensors are moved together as long as their own relative moves ‖v‖/‖θ‖ differ by no more than this factor, and
@@ -97,7 +122,7 @@ class Secant(NamedTuple):
         Standard deviation of that noise, relative to the mean magnitude of each tensor.
     """
 
-    delta: float = 1e-2
+    delta: float | Tensor = 1e-2
     spread: float = math.inf
     n_perturbations: int = 0
     perturbation: float = 0.05
@@ -111,7 +136,7 @@ class _Look(NamedTuple):
 
     offset: Tensor | float
     direction: Tensor
-    width: float
+    width: Tensor
     share: float
 
 
@@ -128,6 +153,7 @@ def secant_adjoint(
     record: StepRecord,
     real: Tensor,
     cotangents: list[TrainingState],
+    stacked: bool = False,
     secant: Secant = DEFAULT,
 ) -> list[StepAdjoint]:
     """Pull cotangents back through a step by central differences of first gradients (theory, section 3).
@@ -137,18 +163,25 @@ def secant_adjoint(
     discriminator's loss does not depend on the sign and is shared. Both signs see the step's own randomness. Parameters
     and result as in `exact_adjoint`.
     """
+    # A number that differs from call to call is no constant of a compiled step.
+    secant = secant._replace(delta=torch.as_tensor(secant.delta, dtype=torch.float64))
+    return step.run(_secant, state, record, real, after, cotangents, stacked, secant)
+
+
+def _secant(
+    step: TrainingStep,
+    state: TrainingState,
+    record: StepRecord,
+    real: Tensor,
+    after: TrainingState,
+    cotangents: list[TrainingState],
+    stacked: bool,
+    secant: Secant,
+) -> list[StepAdjoint]:
     # The shift is a constant, through which cotangents pass as they are.
     state = shifted(state, record)
     generator, discriminator = step.players
-    theta_g, start_g = leaves(state.generator), leaves(generator.trace(state.buffers_generator))
-
-    def generate():
-        with torch.enable_grad():
-            return step.generate(theta_g, {**state.buffers_generator, **start_g}, record)
-
-    fake, between_g = generate()
-    # Each metric goes back through a graph of its own, since compiled modules do not let it be used twice.
-    graphs = [(fake, between_g)]
+    fake, between_g, pull_generated = _generated(step, state, record, functional=stacked)
     with torch.no_grad():
         # Of the discriminator's buffers, training looks at the vectors of spectral norms alone.
         played = step.iterated(state.discriminator, state.buffers_discriminator, record)
@@ -173,7 +206,9 @@ def secant_adjoint(
         played = step.iterated(theta, buffers, record)
 
         def evaluate(moved):
-            loss, (terms, changed) = step.discriminator_loss(moved, buffers, played, record, real, inputs["fake"])
+            loss, (terms, changed) = step.discriminator_loss(
+                moved, buffers, played, record, real, inputs["fake"], functional=stacked
+            )
             return loss, (changed,), terms
 
         return evaluate
@@ -181,9 +216,7 @@ def secant_adjoint(
     def gradient_d() -> Tensors:
         with discriminator.installed(state.discriminator):
             return gradient_of(
-                lambda theta: step.discriminator_loss(
-                    theta, state.buffers_discriminator, played, record, real, fake.detach()
-                ),
+                lambda theta: step.discriminator_loss(theta, state.buffers_discriminator, played, record, real, fake),
                 state.discriminator,
             )[0]
 
@@ -210,9 +243,9 @@ def secant_adjoint(
                 average = {n: step.ema_decay * c for n, c in average.items()}
             passed, v, moments_g = pull_g(to_g, moments_g)
             starts = (opponent, generator.trace(between_g), discriminator.trace(between_d))
-            with discriminator.installed(opponent):
+            with nullcontext() if stacked else discriminator.installed(opponent):
                 pulled = _central_difference(
-                    generator, loss_g, state.generator, starts, v, (buffers_g, buffers_d), record.seed, secant
+                    generator, loss_g, state.generator, starts, v, (buffers_g, buffers_d), record.seed, secant, stacked
                 )
             to_g = unravel(passed + pulled.theta, state.generator)
             rivals, buffers_g, buffers_d = pulled.beside
@@ -225,35 +258,66 @@ def secant_adjoint(
             passed = passed + to_opponent
         inputs = ({"fake": fake}, discriminator.trace(state.buffers_discriminator))
         pulled = _central_difference(
-            discriminator, loss_d, state.discriminator, inputs, v, (buffers_d,), record.seed, secant
+            discriminator, loss_d, state.discriminator, inputs, v, (buffers_d,), record.seed, secant, stacked
         )
         through, buffers_d = pulled.beside
-        made, changed = graphs.pop() if graphs else generate()
-        reached = {"fake": made, **{n: changed[n] for n in start_g if changed[n].requires_grad}}
-        sources = {**theta_g, **{f"buffer {n}": b for n, b in start_g.items()}}
-        with generator.installed(state.generator):
-            pushed = grad(
-                list(reached.values()),
-                list(sources.values()),
-                [through["fake"], *(buffers_g[n] for n in list(reached)[1:])],
-                materialize_grads=True,
-            )
+        pushed, buffers_g = pull_generated(through["fake"], buffers_g)
         weights = real.new_zeros(len(real)) if pulled.terms is None else pulled.terms / len(real)
         return StepAdjoint(
             TrainingState(
-                generator={n: c + g.detach() for (n, c), g in zip(to_g.items(), pushed)},
+                generator={n: c + pushed[n] for n, c in to_g.items()},
                 discriminator=unravel(passed + pulled.theta, state.discriminator),
                 moments_generator=moments_g,
                 moments_discriminator=moments_d,
                 average=average,
-                buffers_generator={n: g.detach() for n, g in zip(start_g, pushed[len(theta_g) :])},
+                buffers_generator=buffers_g,
                 buffers_discriminator=buffers_d,
             ),
             weights,
             unravel(v, state.discriminator),
         )
 
-    return [pull(cotangent) for cotangent in cotangents]
+    return _each(pull, cotangents, stacked)
+
+
+def _generated(
+    step: TrainingStep, state: TrainingState, record: StepRecord, functional: bool
+) -> tuple[Tensor, Tensors, Callable[[Tensor, Tensors], tuple[Tensors, Tensors]]]:
+    """Return the samples of the discriminator's update, the buffers afterwards, and the vector-Jacobian product of both
+    in the generator's parameters and in its buffers before.
+    """
+    network = step.players[0]
+    before = state.generator, network.trace(state.buffers_generator)
+
+    def generate(theta: Tensors, start: Tensors) -> tuple[tuple[Tensor, Tensors], Tensors]:
+        fake, buffers = step.generate(theta, {**state.buffers_generator, **start}, record)
+        return (fake, network.trace(buffers)), buffers
+
+    if functional:
+        (fake, _), vjp, buffers = torch.func.vjp(generate, *before, has_aux=True)  # type: ignore[misc]
+        return fake, buffers, lambda to_fake, to_buffers: vjp((to_fake, to_buffers))
+
+    def made():
+        sources = leaves(before[0]), leaves(before[1])
+        with torch.enable_grad():
+            return sources, *generate(*sources)
+
+    # Each metric goes back through a graph of its own, since compiled modules do not let it be used twice.
+    graphs = [made()]
+    _, (fake, _), buffers = graphs[0]
+
+    def pull(to_fake: Tensor, to_buffers: Tensors) -> tuple[Tensors, Tensors]:
+        sources, (fake, after), _ = graphs.pop() if graphs else made()
+        ends = [(fake, to_fake), *((after[n], c) for n, c in to_buffers.items() if after[n].requires_grad)]
+        inputs = [leaf for tensors in sources for leaf in tensors.values()]
+        with network.installed(state.generator):
+            found = grad([end for end, _ in ends], inputs, [c for _, c in ends], materialize_grads=True)
+        # Early versions of torch fill gaps with zeros that require a gradient.
+        gradients = [gradient.detach() for gradient in found]
+        theta = dict(zip(sources[0], gradients))
+        return theta, dict(zip(sources[1], gradients[len(theta) :]))
+
+    return fake.detach(), {name: b.detach() for name, b in buffers.items()}, pull
 
 
 def check_second_derivative(step: TrainingStep, state: TrainingState, record: StepRecord, real: Tensor) -> None:
@@ -286,6 +350,7 @@ def _central_difference(
     cotangents: tuple[Tensors, ...],
     seed: int,
     secant: Secant,
+    functional: bool,
 ) -> _Pulled:
     """Return d/dα of a loss's gradients at θ + αv, and what its running statistics pass on.
 
@@ -294,35 +359,32 @@ def _central_difference(
     product with b.
     """
     looks = _looks(params, v, seed, secant)
-    if not looks:
-        if not any(bool(c.any()) for tensors in cotangents for c in tensors.values()):
-            nothing = tuple({n: torch.zeros_like(t) for n, t in tensors.items()} for tensors in starts)
-            return _Pulled(torch.zeros_like(v), nothing, None)
-        looks = [_Look(0.0, v, 1.0, 1.0)]
-    theta, inputs = leaves(params), tuple(leaves(tensors) for tensors in starts)
-    flat = [*theta.values(), *(leaf for tensors in inputs for leaf in tensors.values())]
-    totals, terms = [torch.zeros_like(leaf) for leaf in flat], None
+    sources = {f"{i}/{name}": tensor for i, tensors in enumerate((params, *starts)) for name, tensor in tensors.items()}
+    totals, terms = {source: torch.zeros_like(tensor) for source, tensor in sources.items()}, None
     for look in looks:
         for sign in (1, -1):
-            scale = sign * look.share / (2 * look.width)
+            scale = (sign * look.share / (2 * look.width)).to(v.dtype)
             move = unravel(look.offset + sign * look.width * look.direction, params)
-            with torch.enable_grad():
-                moved = {n: p + move[n] for n, p in theta.items()}
-                loss, buffers, beside = make_loss(theta, *inputs)(moved)
+
+            def value(sources, scale=scale, move=move):
+                theta, *inputs = (
+                    {name: sources[f"{i}/{name}"] for name in tensors} for i, tensors in enumerate((params, *starts))
+                )
+                loss, buffers, beside = make_loss(theta, *inputs)({n: p + move[n] for n, p in theta.items()})
                 value = scale * loss
                 for tensors, cotangent in zip(buffers, cotangents):
                     for name, c in cotangent.items():
                         value = value + (c * tensors[name]).sum() / (2 * len(looks))
-            with network.installed(moved):
-                gradients = grad(value, flat, materialize_grads=True)
-            # Detached, since early versions of torch fill gaps with zeros that require a gradient.
-            totals = [total + gradient.detach() for total, gradient in zip(totals, gradients)]
-            if beside is not None:
-                part = scale * beside.detach()
+                return value, () if beside is None else (scale * beside,)
+
+            moved = {n: p + move[n] for n, p in params.items()}
+            with nullcontext() if functional else network.installed(moved):
+                gradients, beside = gradient_of(value, sources, functional)
+            totals = {source: total + gradients[source] for source, total in totals.items()}
+            for part in beside:
                 terms = part if terms is None else terms + part
-    sums = iter(totals)
-    joined = torch.cat([next(sums).reshape(-1) for _ in theta])
-    return _Pulled(joined, tuple({n: next(sums) for n in tensors} for tensors in inputs), terms)
+    theta, *beside = ({name: totals[f"{i}/{name}"] for name in tensors} for i, tensors in enumerate((params, *starts)))
+    return _Pulled(ravel(theta), tuple(beside), terms)
 
 
 def _looks(params: Tensors, v: Tensor, seed: int, secant: Secant) -> list[_Look]:
@@ -333,7 +395,6 @@ def _looks(params: Tensors, v: Tensor, seed: int, secant: Secant) -> list[_Look]
         (d, secant_width(theta.where(d != 0, 0.0) if len(directions) > 1 else theta, d, secant.delta))
         for d in directions
     ]
-    moved = [(d, width) for d, width in moved if width]
     if not secant.n_perturbations:
         return [_Look(0.0, d, width, 1.0) for d, width in moved]
     noise = torch.Generator(device=theta.device).manual_seed(seed)
@@ -361,13 +422,11 @@ def _directions(params: Tensors, v: Tensor, spread: float) -> list[Tensor]:
             groups.append([name])
     return [
         ravel({n: piece if n in group else torch.zeros_like(piece) for n, piece in pieces.items()}) for group in groups
-    ]
+    ] or [v]
 
 
-def secant_width(theta: Tensor, v: Tensor, delta: float) -> float:
-    """Return ε = δ‖θ‖/‖v‖, or 0 where v vanishes and there is no direction to look along."""
+def secant_width(theta: Tensor, v: Tensor, delta: float | Tensor) -> Tensor:
+    """Return ε = δ‖θ‖/‖v‖ as a float64 scalar, on the device of the parameters; any where v or θ vanishes."""
     # In float64, where the squares of what fits float32 neither overflow nor vanish.
-    norm = float(v.double().norm())
-    if not math.isfinite(norm):
-        return math.nan
-    return delta * (float(theta.double().norm()) or 1.0) / norm if norm else 0.0
+    size, norm = theta.double().norm(), v.double().norm()
+    return delta * torch.where(size > 0, size, 1.0) / torch.where(norm != 0, norm, 1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.ensemble import IsolationForest
 from sklearn.utils import check_random_state
 
 from ganclean.backends.base import InfluenceBackend
@@ -91,6 +90,8 @@ class IsolationForestScore(InfluenceBackend):
         self.random_state = random_state
 
     def fit(self, trajectory, gradients, progress=None):
+        from sklearn.ensemble import IsolationForest  # imported here, as all other back-ends do without trees
+
         source = trajectory.source
         self.extractor_ = resolve_extractor(self.feature_extractor, tuple(source.sample_shape))
         features = features_of(source, self.extractor_)

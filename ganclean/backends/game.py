@@ -130,7 +130,7 @@ class Game:
         """
         theta, buffers = self.state.discriminator, self.state.buffers_discriminator
         direction = v.to(self._theta["discriminator"])
-        width = secant_width(self._theta["discriminator"], direction, self.delta)
+        width = float(secant_width(self._theta["discriminator"], direction, self.delta))
         interpolates = self.step.penalty is not None and self.step.penalty.at == "interpolated"
         with torch.no_grad():
             played = [self._normals("discriminator", theta)] * 3
@@ -143,9 +143,7 @@ class Game:
                 record, real, fake = chunk
                 return self.step.instance_terms(params, buffers, played, record, real, record.labels, fake, functional)
 
-            if not width:
-                parts.append(real.new_zeros(len(real)))
-            elif self.derivative == "exact":
+            if self.derivative == "exact":
                 parts.append(torch.func.jvp(lambda p: terms(p, True), (theta,), (move,))[1].detach())
             else:
                 ahead, behind = ({n: t + e * move[n] for n, t in theta.items()} for e in (width, -width))
@@ -212,8 +210,8 @@ class Game:
         theta = self._theta[player]
         direction = v.to(theta)
         total = {q: torch.zeros_like(self._theta[q]) for q in into}
-        width = secant_width(theta, direction, self.delta)
-        if width:
+        if bool(direction.any()):
+            width = float(secant_width(theta, direction, self.delta))
             for record, real, share in self._chunks():
                 for q, product in self._chunk_products(player, direction, width, record, real, into).items():
                     total[q] += share * product

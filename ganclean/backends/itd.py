@@ -26,6 +26,7 @@ from ganclean.backends.base import InfluenceBackend
 from ganclean.backends.calibration import best_width, calibrate_width
 from ganclean.backends.resumable import Reached, progress_key
 from ganclean.exceptions import NonFiniteError
+from ganclean.training.dispatch import is_dispatch_bound
 from ganclean.training.network import seeded
 from ganclean.training.record import StepRecord
 from ganclean.training.state import TrainingState, ravel, unravel
@@ -235,9 +236,12 @@ class ITD(InfluenceBackend):
         sizes = {name: _size(gradient) for name, gradient in gradients.items()}
         cotangents = dict(gradients if reached is None else reached.cotangents)
         end = None if reached is None else reached.end
+        stacked: bool | None = None if len(cotangents) > 1 else False
         for record, before, after in trajectory.backwards(trajectory.start_of_last(self.last_epochs), end):
             args = step, before, after, record, source[record.indices], list(cotangents.values())
-            adjoints = dict(zip(cotangents, adjoint(*args)))
+            if stacked is None:
+                stacked = is_dispatch_bound(step, before, record, args[4]) and _can_be_stacked(adjoint, *args)
+            adjoints = dict(zip(cotangents, adjoint(*args, stacked=stacked)))
             if self_check and any(bool(one.weights.any()) for one in adjoints.values()):
                 self.deviation_, self_check = _deviation(adjoints, *args), False
             growth = {name: _size(one.cotangent) / sizes[name] for name, one in adjoints.items()}
@@ -297,8 +301,6 @@ class ITD(InfluenceBackend):
             return lambda x, y: torch.func.jvp(lambda p: terms(p, x, y, True), (theta,), (push,))[1] / n
         flat, v = ravel(theta), ravel(push)
         width = secant_width(flat, v, self.delta_)
-        if not width:
-            return lambda x, y: x.new_zeros(len(x))
         plus, minus = (unravel(flat + sign * width * v, theta) for sign in (1, -1))
         return lambda x, y: (terms(plus, x, y) - terms(minus, x, y)).detach() / (2 * width * n)
 
@@ -316,6 +318,15 @@ def _size(cotangent: TrainingState) -> float:
     return math.sqrt(sum(float(ravel(part).double().square().sum()) for part in parts if part))
 
 
+def _can_be_stacked(adjoint: Adjoint, *args) -> bool:
+    try:
+        adjoint(*args, stacked=True)
+    except RuntimeError:
+        # Not every module that trains can be transformed by torch.func.
+        return False
+    return True
+
+
 def _deviation(
     adjoints: Mapping[str, StepAdjoint],
     step: TrainingStep,
@@ -328,7 +339,8 @@ def _deviation(
     """Return how far the secant's contributions of the instances are from the exact ones; NaN where there are none."""
     try:
         check_second_derivative(step, before, record, real)
-        exact = exact_adjoint(step, before, after, record, real, cotangents)
+        # Once only, which is not worth a graph.
+        exact = exact_adjoint(step.plain, before, after, record, real, cotangents)
     except (RuntimeError, NotImplementedError):
         return math.nan
     expected = torch.cat([one.weights for one in exact])

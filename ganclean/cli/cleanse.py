@@ -18,7 +18,7 @@ from ganclean.cleansing import GANInfluence
 from ganclean.cleansing.removal import RATES
 from ganclean.cli import options
 from ganclean.datasets import contaminate, load_fashion_mnist
-from ganclean.files import LoadedData, read_data
+from ganclean.files import LoadedData
 from ganclean.metrics import FID, KID, MMD, PRDC, AverageLogLikelihood, InceptionScore
 from ganclean.metrics.base import Metric
 from ganclean.metrics.prdc import QUANTITIES
@@ -41,13 +41,7 @@ EVALUATED = ["fid", "kid", *QUANTITIES]
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add ``ganclean cleanse``."""
-    cleanse = commands.add_parser(
-        "cleanse",
-        help="find and remove harmful training instances",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    cleanse.set_defaults(run=_cleanse)
-    options.add_data(cleanse)
+    cleanse = options.new_command(commands, "cleanse", "find and remove harmful training instances", _cleanse)
     cleanse.add_argument("--metric", choices=list(LABELS), default="fid")
     cleanse.add_argument("--backend", default="itd", help="name of an influence back-end")
     cleanse.add_argument(
@@ -99,9 +93,7 @@ def _cleanse(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
     if args.probes == 1 or args.probes < 0:
         raise ValueError(f"--probes must be 0 or at least 2; got {args.probes}.")
-    console = options.rich_console()
-    data = read_data(args.data, args.image_size)
-    console.print(f"[bold]{data.name}[/]: {len(data.X)} instances of shape {data.X.shape[1:]}")
+    console, data = options.opened(args)
     extractor = options.chosen_extractor(args, data)
     console.print(f"metric: {args.metric} on {extractor[2]}")
     train, validation, test = options.split_rows(len(data.X), args.held_out, args.seed)

@@ -6,13 +6,14 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ganclean.datasets import load_fashion_mnist
 from ganclean.exceptions import missing_extra
-from ganclean.files import LoadedData
+from ganclean.files import LoadedData, read_data
 from ganclean.metrics import train_classifier
 from ganclean.optim import Adam
 from ganclean.training.trainer import GANTrainer
@@ -21,12 +22,17 @@ Extractor = tuple[Any, Any, str]
 """A feature extractor, the classifier that it belongs to (where there is one), and what to call them."""
 
 
-def add_data(command: argparse.ArgumentParser) -> None:
-    """Add what is read and where the report goes."""
+def new_command(
+    commands: argparse._SubParsersAction, name: str, what: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    """Add a command, with what it reads and where its report goes."""
+    command = commands.add_parser(name, help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command.set_defaults(run=run)
     command.add_argument("data", help="'digits', a folder of images, an .npy array or an .npz archive with X (and y)")
     command.add_argument("--image-size", type=int, help="resize a folder's images")
     command.add_argument("--report", default="report", help="folder for the report")
     command.add_argument("--seed", type=int, default=0)
+    return command
 
 
 def add_networks(command: argparse.ArgumentParser) -> None:
@@ -81,12 +87,15 @@ def amount_or_auto(text: str) -> float | int | str:
         raise argparse.ArgumentTypeError(f"expected a percentage, a fraction, a count or auto; got {text!r}") from None
 
 
-def rich_console():
+def opened(args: argparse.Namespace) -> tuple[Any, LoadedData]:
+    """Return the console and the data, and say what they are."""
     try:
         from rich.console import Console
     except ImportError as error:
         raise missing_extra("rich", "cli") from error
-    return Console(highlight=False)
+    console, data = Console(highlight=False), read_data(args.data, args.image_size)
+    console.print(f"[bold]{data.name}[/]: {len(data.X)} instances of shape {data.X.shape[1:]}")
+    return console, data
 
 
 def split_rows(n: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

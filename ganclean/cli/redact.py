@@ -14,7 +14,7 @@ from torch import nn
 
 from ganclean._version import __version__
 from ganclean.cli import options
-from ganclean.files import LoadedData, read_data
+from ganclean.files import LoadedData
 from ganclean.metrics import train_classifier
 from ganclean.networks import default_pair
 from ganclean.redaction import (
@@ -35,13 +35,7 @@ Pair = tuple[nn.Module, nn.Module]
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add ``ganclean redact``."""
-    redact = commands.add_parser(
-        "redact",
-        help="make a trained GAN stop producing certain samples",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    redact.set_defaults(run=run)
-    options.add_data(redact)
+    redact = options.new_command(commands, "redact", "make a trained GAN stop producing certain samples", run)
     what = redact.add_argument_group("what is not to be generated (one of these)").add_mutually_exclusive_group(
         required=True
     )
@@ -68,9 +62,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train a GAN or read one, redact it, and write the report and the networks."""
     begin = time.perf_counter()
-    console = options.rich_console()
-    data = read_data(args.data, args.image_size)
-    console.print(f"[bold]{data.name}[/]: {len(data.X)} instances of shape {data.X.shape[1:]}")
+    console, data = options.opened(args)
     train, _, test = options.split_rows(len(data.X), args.held_out, args.seed)
     criterion, excluded = _criterion(args, data, train)
     extractor = options.chosen_extractor(args, data)

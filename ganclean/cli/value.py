@@ -21,13 +21,9 @@ REFINED = ("rerank", "quality")
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add ``ganclean value``."""
-    value = commands.add_parser(
-        "value",
-        help="credit training instances for the generated samples that resemble them",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    value = options.new_command(
+        commands, "value", "credit training instances for the generated samples that resemble them", run
     )
-    value.set_defaults(run=run)
-    options.add_data(value)
     value.add_argument(
         "--samples",
         metavar="FILE",
@@ -48,9 +44,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Value the data, and write the report."""
     begin = time.perf_counter()
-    console = options.rich_console()
-    data = read_data(args.data, args.image_size)
-    console.print(f"[bold]{data.name}[/]: {len(data.X)} instances of shape {data.X.shape[1:]}")
+    console, data = options.opened(args)
     features, _, described = options.chosen_extractor(args, data)
     console.print(f"similarity: distance in {described}")
     made: dict[str, np.ndarray] = {}

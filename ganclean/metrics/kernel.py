@@ -8,7 +8,6 @@ from numbers import Real
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
-from torchmetrics.image.kid import poly_kernel
 
 from ganclean.exceptions import MetricError
 from ganclean.metrics.base import FeatureMetric
@@ -98,6 +97,8 @@ class KID(FeatureMetric):
         return squared_mmd(self._kernel(x, x), self._kernel(y, y), self._kernel(x, y))
 
     def _kernel(self, x: Tensor, y: Tensor) -> Tensor:
+        from torchmetrics.image.kid import poly_kernel  # imported here, as it brings torchvision and the compiler along
+
         return poly_kernel(x, y, self.degree, self.gamma, self.coef)
 
 

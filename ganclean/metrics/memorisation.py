@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from scipy.stats import mannwhitneyu
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from ganclean.data import as_source
@@ -143,6 +142,8 @@ class CTTest(MemorisationMetric):
         training = self.train_features_
         if len(training) < self.n_cells:
             raise MetricError(f"n_cells={self.n_cells} cells need as many training instances; got {len(training)}.")
+        from sklearn.cluster import KMeans  # imported here, as it brings half of scikit-learn along
+
         self.kmeans_ = KMeans(self.n_cells, random_state=self.random_state).fit(training.cpu().numpy())
         self._train_cells = [training[rows] for rows in self._cells(training)]
         tests = [features[rows] for rows in self._cells(features)]

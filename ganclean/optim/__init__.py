@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ganclean.optim.base import Optimizer
-from ganclean.optim.base import _moving as _moving
 from ganclean.optim.rules import SGD, Adam, AdamW, Clipped, RMSprop
 
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from ganclean.training.state import Tensors, ravel, unravel
+from ganclean.tensors import Tensors, ravel, unravel
 
 # Rounding makes errors of 1 to 50 machine epsilons, measured; gradients within one module differ by far less than this.
 ROUNDING = 1000
@@ -175,23 +175,17 @@ class Optimizer(BaseEstimator):
         return pull
 
 
-def _moving(square: Tensors) -> Tensor | None:
-    """Return 0 for parameters whose gradients are rounding errors and 1 for others, as a vector; None for all ones.
+def _moving(square: Tensors) -> Tensor:
+    """Return 0 for parameters whose gradients are rounding errors and 1 for others, as a vector.
 
     A bias in front of batch normalisation has the gradient 0. What rounding makes of it, a rule that divides by its
     root mean square brings to the size of all other gradients, and its derivative to the reciprocal of the error: it
     would drown the rest. Such a tensor is told by the other tensors of its module, whose gradients are much larger.
     """
-    rms = torch.stack([tensor.double().mean() for tensor in square.values()]).clamp(min=0).sqrt().tolist()
-    largest: dict[str, float] = {}
-    for name, size in zip(square, rms):
-        module = name.rpartition(".")[0]
-        largest[module] = max(largest.get(module, 0.0), size)
-    errors = {
-        name
-        for (name, tensor), size in zip(square.items(), rms)
-        if size < ROUNDING * torch.finfo(tensor.dtype).eps * largest[name.rpartition(".")[0]]
-    }
-    if not errors:
-        return None
-    return ravel({name: torch.full_like(tensor, float(name not in errors)) for name, tensor in square.items()})
+    modules = [name.rpartition(".")[0] for name in square]
+    module = torch.tensor([modules.index(name) for name in modules], device=next(iter(square.values())).device)
+    rms = torch.stack([tensor.double().mean() for tensor in square.values()]).clamp(min=0).sqrt()
+    largest = torch.zeros_like(rms).scatter_reduce(0, module, rms, "amax")[module]
+    eps = torch.finfo(next(iter(square.values())).dtype).eps
+    moves = ~(rms < ROUNDING * eps * largest)
+    return ravel({name: one.to(tensor).expand(tensor.shape) for one, (name, tensor) in zip(moves, square.items())})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ganclean.optim.base import Optimizer
-from ganclean.training.state import Tensors
+from ganclean.tensors import Tensors
 
 
 class SGD(Optimizer):

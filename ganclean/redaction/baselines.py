@@ -36,8 +36,9 @@ class DeletionFineTuner(BaseRedactor):
     >>> X = torch.randn(128, 2, generator=torch.Generator().manual_seed(0))
     >>> G, D = nn.Linear(2, 2), nn.Linear(2, 1)
     >>> trainer = GANTrainer(n_epochs=1, latent_dim=2)
-    >>> DeletionFineTuner(G, D, lambda x: x[:, 0] < 1, trainer=trainer, random_state=0).fit(X).support_.sum()
-    np.int64(111)
+    >>> tuner = DeletionFineTuner(G, D, lambda x: x[:, 0] < 1, trainer=trainer, random_state=0).fit(X)
+    >>> int(tuner.support_.sum())
+    111
     """
 
     def __init__(

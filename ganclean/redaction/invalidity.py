@@ -43,7 +43,7 @@ class Invalidity:
         return cls(test.statistic, float(interval.low), float(interval.high), n)
 
     def __float__(self) -> float:
-        return self.rate
+        return float(self.rate)
 
     def __str__(self) -> str:
         if math.isnan(self.rate):

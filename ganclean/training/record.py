@@ -68,7 +68,8 @@ class StepRecord:
 
     def __post_init__(self):
         for name in ("number_d", "number_g"):
-            if not getattr(self, name):
+            # In a captured graph it is a tensor, of which nobody can know whether it is 0.
+            if isinstance(getattr(self, name), int) and not getattr(self, name):
                 object.__setattr__(self, name, self.index + 1)
 
 

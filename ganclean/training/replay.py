@@ -13,11 +13,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from ganclean.data import DataSource
 from ganclean.training.checkpoints import size_of
+from ganclean.training.dispatch import is_dispatch_bound
 from ganclean.training.record import StepRecord
 from ganclean.training.state import TrainingState, map_state
 from ganclean.training.step import TrainingStep
@@ -25,9 +24,6 @@ from ganclean.training.trajectory import Trajectory
 
 Result = TypeVar("Result")
 
-# Below so many floating point operations in one call of an operator, calling costs more than computing, and all runs at
-# once are faster than one after another; measured on one CPU thread (benchmarks/retraining.py).
-DISPATCH_BOUND = {"cpu": 2e5, "cuda": 2e8}
 MEMORY_BUDGET = 2**30
 
 
@@ -167,16 +163,9 @@ class Replay:
         finals, _ = _joined(states, state, n_running, len(departures))
         return (map_state(lambda tensor, i=i: tensor[i], finals) for i in range(len(departures)))
 
-    def _first_step(self) -> TrainingState:
-        record = self.record(self.steps.start)
-        return self.step(self.first, record, self.source[record.indices])
-
     def _is_dispatch_bound(self) -> bool:
-        """Return whether the operations of a step are so small that calling them is what takes the time."""
-        with _Work() as work:
-            self._first_step()
-        device = next(self.step.generator.parameters()).device.type
-        return work.flops / work.calls <= DISPATCH_BOUND.get(device, DISPATCH_BOUND["cuda"])
+        record = self.record(self.steps.start)
+        return is_dispatch_bound(self.step, self.first, record, self.source[record.indices])
 
     def _chunk_size(self, chunk_size: int | str, memory_budget: int) -> int:
         if chunk_size != "auto":
@@ -187,30 +176,14 @@ class Replay:
             return 1
         saved = _SavedBytes()
         with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-            self._first_step()
+            record = self.record(self.steps.start)
+            self.step.plain(self.first, record, self.source[record.indices])
         # A run holds its state before and after the step, the gradients, and what the backward pass needs.
         return max(1, memory_budget // (4 * size_of(self.first) + saved.n_bytes))
 
 
 def _record_in(records: dict[int, StepRecord], t: int) -> StepRecord:
     return records[t]
-
-
-class _Work(TorchDispatchMode):
-    """Counts calls of operators and their floating point operations.
-
-    `torch.utils.flop_counter.FlopCounterMode` would follow modules too, and fails on parametrised ones.
-    """
-
-    calls = flops = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.calls += 1
-        count = flop_registry.get(function.overloadpacket)
-        if count is not None:
-            self.flops += count(*args, **(kwargs or {}), out_val=result)
-        return result
 
 
 class _SavedBytes:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-Tensors = dict[str, Tensor]
+from ganclean.tensors import Tensors as Tensors
+from ganclean.tensors import leaves as leaves
+from ganclean.tensors import ravel as ravel
+from ganclean.tensors import unravel as unravel
 
 
 class TrainingState(NamedTuple):
@@ -78,19 +79,3 @@ def unflatten_state(flat: Mapping[str, Tensor]) -> TrainingState:
             node = node.setdefault(key, {})
         node[last] = tensor
     return TrainingState(**fields)
-
-
-def leaves(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Return the tensors as leaves of new graphs, to be differentiated in."""
-    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
-
-
-def ravel(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Concatenate the tensors of a dict into one vector."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
-
-
-def unravel(vector: Tensor, like: Mapping[str, Tensor]) -> Tensors:
-    """Split a vector into views with the names and shapes of `like`."""
-    pieces = vector.split([math.prod(tensor.shape) for tensor in like.values()])
-    return {name: piece.view(tensor.shape) for (name, tensor), piece in zip(like.items(), pieces)}

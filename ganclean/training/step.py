@@ -214,6 +214,15 @@ class TrainingStep:
             buffers_discriminator=buffers_d,
         )
 
+    def run(self, function: Callable, state: TrainingState, record: StepRecord, real: Tensor, *others):
+        """Return ``function(self, state, record, real, *others)``; a step that is compiled compiles it too."""
+        return function(self, state, record, real, *others)
+
+    @property
+    def plain(self) -> TrainingStep:
+        """The step whose operations are called one by one."""
+        return self
+
     @contextmanager
     def installed(self, theta_g: Tensors, theta_d: Tensors) -> Iterator[None]:
         """Hold parameters in both networks for the generator's backward pass; see `Network.installed`."""

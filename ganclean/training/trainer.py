@@ -20,6 +20,7 @@ from ganclean.data import DataSource
 from ganclean.exceptions import NonFiniteError
 from ganclean.losses import check_penalty, resolve_loss
 from ganclean.optim import Adam, resolve_optimizer
+from ganclean.training.capture import CompiledStep
 from ganclean.training.checkpoints import CheckpointPlan, plan_checkpoints, size_of
 from ganclean.training.network import copied
 from ganclean.training.record import StepRecord
@@ -105,6 +106,7 @@ class GANTrainer(BaseEstimator):
         store=None,
         checkpoint_every="auto",
         memory_budget=MEMORY_BUDGET,
+        compile=False,
     ):
         self.loss = loss
         self.optimizer = optimizer
@@ -122,6 +124,7 @@ class GANTrainer(BaseEstimator):
         self.store = store
         self.checkpoint_every = checkpoint_every
         self.memory_budget = memory_budget
+        self.compile = compile
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -136,7 +139,7 @@ class GANTrainer(BaseEstimator):
         if self.ema_decay is not None and not (isinstance(self.ema_decay, Real) and 0 <= float(self.ema_decay) < 1):
             raise ValueError(f"ema_decay must be None or a number in [0, 1); got {self.ema_decay!r}.")
         default = resolve_optimizer(self.optimizer, Adam(lr=1e-3, betas=(0.5, 0.99)))
-        return TrainingStep(
+        return (CompiledStep if self.compile else TrainingStep)(
             copied(generator),
             copied(discriminator),
             resolve_loss(self.loss),

@@ -92,6 +92,14 @@ class EagerPlayer:
             self.scheduler.step()
 
 
+@torch.no_grad()
+def follow(average, module, decay):
+    """Move an average of a network's parameters towards them; None keeps no average."""
+    if decay is not None:
+        for old, new in zip(average.parameters(), module.parameters()):
+            old.mul_(decay).add_((1 - decay) * new)
+
+
 def squared_slope(output, samples):
     (slope,) = torch.autograd.grad(output.sum(), samples, create_graph=True)
     return slope.flatten(1).square().sum(dim=1)
@@ -156,10 +164,7 @@ def train_eagerly(generator, discriminator, trainer, X, trajectory, weights=None
             D.update()
         if record.updates_generator:
             G.update()
-            if trainer.ema_decay is not None:
-                with torch.no_grad():
-                    for old, new in zip(average.parameters(), G.module.parameters()):
-                        old.mul_(trainer.ema_decay).add_((1 - trainer.ema_decay) * new)
+            follow(average, G.module, trainer.ema_decay)
     average.load_state_dict(dict(G.module.named_buffers()), strict=False)
     trained = G.module if trainer.ema_decay is None else average
     return G.module.eval(), D.module.eval(), trained.eval()

@@ -5,7 +5,7 @@ import copy
 import torch
 
 from ganclean.losses import R1, GradientPenalty
-from tests.reference.eager_training import LOSSES, EagerPlayer, squared_slope
+from tests.reference.eager_training import LOSSES, EagerPlayer, follow, squared_slope
 
 
 def redact_eagerly(generator, discriminator, trainer, X, records, lam, score=None, guide="penalty", smoothing=(0, 0)):
@@ -54,10 +54,7 @@ def redact_eagerly(generator, discriminator, trainer, X, records, lam, score=Non
             D.update()
         if record.updates_generator:
             G.update()
-            if trainer.ema_decay is not None:
-                with torch.no_grad():
-                    for old, new in zip(average.parameters(), G.module.parameters()):
-                        old.mul_(trainer.ema_decay).add_((1 - trainer.ema_decay) * new)
+            follow(average, G.module, trainer.ema_decay)
     average.load_state_dict(dict(G.module.named_buffers()), strict=False)
     return G.module, D.module, G.module if trainer.ema_decay is None else average
 

@@ -1,0 +1,195 @@
+"""Training steps as compiled graphs.
+
+In small networks, calling an operation takes longer than computing it. One call of a graph that holds all operations
+of a step spares that time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ganclean.training.record import StepRecord
+from ganclean.training.state import TrainingState
+from ganclean.training.step import TrainingStep, is_shared, shifted
+
+log = logging.getLogger(__name__)
+
+# A run has a few forms of steps: the last batch of an epoch is smaller, a lazy penalty is due or not.
+MAX_GRAPHS = 16
+
+Graph = Callable[[list[Tensor]], Any]
+
+
+@dataclass(frozen=True)
+class CompiledStep(TrainingStep):
+    """A training step that runs as a compiled graph, and with it what else is done with a step.
+
+    The operations of a step on plain tensors, backward passes included, are recorded once for each form of a step and
+    compiled by `torch.compile`. What differs from step to step (states, instances, latents, the number of the update, a
+    scheduled learning rate) are the graph's inputs. Where that does not work, the step runs as it would without, and a
+    line is logged: networks that draw random numbers, such as dropout, are one such case.
+
+    Parameters
+    ----------
+    generator, discriminator, loss, optimizer_generator, optimizer_discriminator, latent_shape, update, ema_decay, \
+penalty, conditional
+        As of `TrainingStep`.
+    """
+
+    def __call__(self, state, record, real, weights=None, push=None, divisor=None, *, functional=False):
+        if functional or push is not None:
+            return super().__call__(state, record, real, weights, push, divisor, functional=functional)
+        return self.run(_next_state, state, record, real, weights, divisor)
+
+    def run(self, function, state, record, real, *others):
+        """Return ``function(self, state, record, real, *others)``, computed by a compiled graph where there can be one.
+
+        Parameters
+        ----------
+        function : callable
+            A pure function, the same object in every call. It treats the tensors in its arguments as inputs and all
+            else as constants.
+        state : TrainingState
+        record : StepRecord
+        real : Tensor of shape (batch_size, *sample_shape)
+        *others
+            Whatever else it takes, nested in tuples, lists and dicts.
+        """
+        return self._graphs(function, self, shifted(state, record), replace(record, shifts={}), real, *others)
+
+    @cached_property
+    def plain(self) -> TrainingStep:
+        """The same step without graphs."""
+        return TrainingStep(*(getattr(self, field.name) for field in fields(TrainingStep)))
+
+    @cached_property
+    def _graphs(self) -> _Graphs:
+        return _Graphs()
+
+
+def _next_state(step, state, record, real, weights, divisor):
+    return TrainingStep.__call__(step, state, record, real, weights, None, divisor)
+
+
+class _Graphs:
+    """Compiled graphs of functions of a step, made when they are needed."""
+
+    def __init__(self) -> None:
+        self._graphs: dict[Hashable, Graph | None] = {}
+        self._gave_up = False
+
+    def __getstate__(self):
+        # Graphs stay in their process; another one makes its own.
+        return {"_graphs": {}, "_gave_up": False}
+
+    def __call__(
+        self, function: Callable, step: TrainingStep, state: TrainingState, record: StepRecord, real: Tensor, *others
+    ):
+        varying, constant = _split(step, record)
+        leaves, spec = tree_flatten((state, varying, real, others))
+        inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        fixed = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        due = step.penalty is not None and step.penalty.is_due(record.index)
+        key = (function, constant, due, tuple(varying), real.shape, real.dtype, real.device, len(inputs), fixed)
+
+        def called(*tensors: Tensor):
+            rest = iter(tensors)
+            filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            state, varying, real, others = tree_unflatten(filled, spec)
+            return function(step, state, _joined(record, varying), real, *others)
+
+        if key not in self._graphs:
+            return self._made(key, called, inputs)
+        graph = self._graphs[key]
+        return function(step, state, record, real, *others) if graph is None else graph(inputs)
+
+    def _made(self, key: Hashable, called: Callable, inputs: list[Tensor]):
+        """Make the graph of a function and return the function's value."""
+        expected = called(*inputs)
+        self._graphs[key] = None
+        reason = f"there are {MAX_GRAPHS} graphs already" if len(self._graphs) > MAX_GRAPHS else None
+        if reason is None:
+            try:
+                # One tensor in the place of two inputs would make them one.
+                inputs = [tensor.detach() for tensor in inputs]
+                graph = _compiled(called, inputs)
+                deviation = _deviation(graph(inputs), expected)
+                if deviation <= torch.finfo(inputs[0].dtype).eps ** 0.5:
+                    self._graphs[key] = graph
+                else:
+                    reason = f"its results deviate by {deviation:.1e}"
+            # Compilers raise whatever there is to raise.
+            except Exception as error:
+                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        if reason is not None and not self._gave_up:
+            log.warning("Steps run without a compiled graph, since %s", reason)
+            self._gave_up = True
+        return expected
+
+
+def _split(step: TrainingStep, record: StepRecord) -> tuple[dict[str, Tensor], Hashable]:
+    """Return what differs from step to step as tensors, and what decides which operations there are."""
+    varying = {name: getattr(record, name) for name in ("latents_d", "labels", "labels_d", "labels_g", "mixing")}
+    if not is_shared(record):
+        varying["latents_g"] = record.latents_g
+    constant: list[Hashable] = [record.updates_generator, is_shared(record)]
+    for player, rule in (("d", step.optimizer_discriminator), ("g", step.optimizer_generator)):
+        settings = dict(getattr(record, f"settings_{player}"))
+        numbers = {"number": getattr(record, f"number_{player}"), "lr": getattr(rule.unclipped, "lr", None)}
+        numbers["lr"] = settings.pop("lr", numbers["lr"])
+        constant.append(tuple(settings.items()))
+        # In float64, as Python's numbers are.
+        for name, number in numbers.items():
+            if number is not None:
+                varying[f"{name}_{player}"] = torch.tensor(number, dtype=torch.float64)
+    return {name: value for name, value in varying.items() if value is not None}, tuple(constant)
+
+
+def _joined(record: StepRecord, varying: dict[str, Tensor]) -> StepRecord:
+    """Return a record of the same form with other values."""
+    values: dict[str, Any] = dict(varying)
+    if is_shared(record):
+        values["latents_g"] = values["latents_d"]
+    for player in "dg":
+        if f"lr_{player}" in values:
+            name = f"settings_{player}"
+            values[name] = {**getattr(record, name), "lr": values.pop(f"lr_{player}")}
+    return replace(record, **values)
+
+
+def _compiled(called: Callable, inputs: list[Tensor]) -> Graph:
+    specs = []
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        leaves, spec = tree_flatten(called(*tensors))
+        specs.append(spec)
+        return leaves
+
+    with torch.no_grad():
+        recorded = make_fx(flat)(*inputs)
+    for node in recorded.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise NotImplementedError(f"the networks draw random numbers ({node.target})")
+    run = torch.compile(recorded, dynamic=False)
+
+    def graph(tensors: list[Tensor]):
+        with torch.no_grad():
+            return tree_unflatten(run(*tensors), specs[0])
+
+    return graph
+
+
+def _deviation(found: Any, expected: Any) -> float:
+    """Return how far tensors are from others, relative to the largest magnitude of the latter."""
+    pairs = [(f, e) for f, e in zip(tree_flatten(found)[0], tree_flatten(expected)[0]) if isinstance(e, Tensor)]
+    largest = max(float(e.abs().max()) for _, e in pairs if e.numel())
+    return max(float((f.double() - e.double()).abs().max()) for f, e in pairs if e.numel()) / (largest or 1.0)

@@ -1,0 +1,181 @@
+"""Compiled steps do what the step does."""
+
+import logging
+import pickle
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import StepLR
+
+from ganclean import GANTrainer
+from ganclean.backends import ITD
+from ganclean.backends.adjoint import exact_adjoint, secant_adjoint
+from ganclean.metrics import FID, SampleMean
+from ganclean.optim import Adam
+from ganclean.training import capture
+from ganclean.training.capture import CompiledStep
+from ganclean.training.state import flatten_state, map_state
+from ganclean.validation import counterfactual_retrain
+from tests.practice import PRACTICE, practised
+from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks
+
+X = toy_data()
+QUICK = ("adamw", "everything")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Graphs are captured, but run as they are: to translate one to machine code takes half a minute."""
+    monkeypatch.setattr(capture.torch, "compile", lambda module, **_: module)
+
+
+@pytest.fixture
+def told():
+    """What the library has logged; torch logs much of its own."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = records.append
+    logging.getLogger("ganclean").addHandler(handler)
+    yield records
+    logging.getLogger("ganclean").removeHandler(handler)
+
+
+def steps_of(feature, n_steps=2):
+    """A run with some feature, step by step: a compiled step, the record, the instances, the states around it."""
+    networks, data, y, settings = practised(feature)
+    cleaner = toy_cleaner(networks, **{"n_epochs": 2, **settings}).fit(data, y)
+    trajectory = cleaner.trajectory_
+    step = CompiledStep(**{f: getattr(trajectory.step, f) for f in trajectory.step.__dataclass_fields__})
+    return step, [
+        (trajectory[t], trajectory.source[trajectory[t].indices], trajectory.state(t), trajectory.state(t + 1))
+        for t in range(n_steps)
+    ]
+
+
+def assert_same(found, expected, tolerance=1e-9):
+    for name, tensor in flatten_state(expected).items():
+        size = max(float(tensor.abs().max()), 1e-3) if tensor.numel() else 1.0
+        torch.testing.assert_close(flatten_state(found)[name], tensor, rtol=0, atol=tolerance * size, msg=name)
+
+
+def assert_steps_agree(feature):
+    step, run = steps_of(feature)
+    # Twice: a graph's first call returns what it is compared with.
+    for record, real, before, after in run * 2:
+        assert_same(step(before, record, real), after)
+    record, real, before, after = run[-1]
+    cotangents = [map_state(lambda t, s=s: torch.sin(s + 10 * t), step.differentiable(after)) for s in (0.0, 1.0)]
+    for adjoint in (exact_adjoint, secant_adjoint):
+        for _ in range(2):
+            found = adjoint(step, before, after, record, real, cotangents)
+        for one, other in zip(found, adjoint(step.plain, before, after, record, real, cotangents)):
+            assert_same(one.cotangent, other.cotangent, 1e-7)
+            torch.testing.assert_close(one.weights, other.weights, rtol=1e-7, atol=1e-12)
+    return step
+
+
+@pytest.mark.parametrize("feature", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in PRACTICE])
+def test_a_compiled_step_is_the_step(feature, quick, told):
+    step = assert_steps_agree(feature)
+    # Nothing was given up, but for networks whose randomness a graph would not repeat.
+    assert (not told) == all(step._graphs._graphs.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("feature", list(PRACTICE)[::3])
+def test_a_step_in_machine_code_is_the_step(feature, told):
+    step = assert_steps_agree(feature)
+    assert (not told) == all(step._graphs._graphs.values())
+
+
+def test_influence_of_a_compiled_run(quick, told):
+    settings = {"optimizer": OPTIMIZERS["adam"], "metric": {"fid": FID(n_samples=60), "mean": SampleMean()}}
+    plain, compiled = (toy_cleaner(**settings, select="fid", compile=c).fit(X) for c in (False, True))
+    for name, expected in plain.influences_.items():
+        np.testing.assert_allclose(compiled.influences_[name], expected, rtol=1e-6, atol=1e-9)
+    values = [counterfactual_retrain(c, [[3], [5, 9]], vectorize=False) for c in (plain, compiled)]
+    np.testing.assert_allclose(*values, rtol=1e-7)
+    assert not told
+
+
+def test_what_changes_from_step_to_step_needs_no_new_graph(quick):
+    scheduler = partial(StepLR, step_size=1, gamma=0.9)
+    cleaners = [toy_cleaner(optimizer=Adam(lr=1e-2), scheduler=scheduler, n_epochs=5, compile=c) for c in (0, 1)]
+    plain, compiled = (cleaner.fit(X) for cleaner in cleaners)
+    np.testing.assert_allclose(compiled.influence_, plain.influence_, rtol=1e-6)
+    # 16 instances in batches of 6: two sizes, for the step and its adjoint.
+    assert len(compiled.trajectory_.step._graphs._graphs) == 4
+
+
+def test_another_process_makes_its_own_graphs(quick):
+    step, run = steps_of(next(iter(PRACTICE)), 1)
+    record, real, before, after = run[0]
+    step(before, record, real)
+    copy = pickle.loads(pickle.dumps(step))
+    assert step._graphs._graphs and not copy._graphs._graphs
+    assert_same(copy(before, record, real), after)
+
+
+def test_random_networks_run_without_a_graph_and_one_line_says_so(quick, told):
+    def make():
+        generator, discriminator = toy_networks()
+        return generator, nn.Sequential(*discriminator[:2], nn.Dropout(0.5), discriminator[2])
+
+    plain, compiled = (toy_cleaner(make(), compile=c).fit(X) for c in (False, True))
+    np.testing.assert_array_equal(compiled.influence_, plain.influence_)
+    assert len(told) == 1 and "random numbers" in told[0].getMessage()
+
+
+def broken_compiler(*_, **__):
+    raise OSError("there is no compiler\nand more about it")
+
+
+def lying_compiler(module, **_):
+    return lambda *inputs: [output + 1 for output in module(*inputs)]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"), [(broken_compiler, "OSError: there is no compiler"), (lying_compiler, "results deviate")]
+)
+def test_a_compiler_that_fails_costs_nothing_but_time(compiler, reason, monkeypatch, told):
+    monkeypatch.setattr(capture.torch, "compile", compiler)
+    plain, compiled = (toy_cleaner(compile=c).fit(X) for c in (False, True))
+    np.testing.assert_array_equal(compiled.influence_, plain.influence_)
+    assert len(told) == 1 and reason in told[0].getMessage()
+
+
+def test_too_many_forms_of_a_step_run_without_a_graph(quick, monkeypatch, told):
+    monkeypatch.setattr(capture, "MAX_GRAPHS", 1)
+    plain, compiled = (toy_cleaner(compile=c).fit(X) for c in (False, True))
+    np.testing.assert_allclose(compiled.influence_, plain.influence_, rtol=1e-6)
+    assert len(told) == 1 and "1 graphs already" in told[0].getMessage()
+
+
+def test_compilation_is_a_parameter_of_the_trainer():
+    assert isinstance(GANTrainer(compile=True).make_step(*toy_networks()), CompiledStep)
+    assert not isinstance(GANTrainer().set_params(compile=False).make_step(*toy_networks()), CompiledStep)
+
+
+@pytest.mark.parametrize("derivative", ["secant", "exact"])
+def test_metrics_traced_at_once_are_traced_as_one_by_one(derivative):
+    metrics = {"fid": FID(n_samples=60), "mean": SampleMean(), "more": FID(n_samples=40)}
+    together = toy_cleaner(metric=metrics, select="fid", backend=ITD(derivative=derivative)).fit(X)
+    for name, metric in metrics.items():
+        alone = toy_cleaner(metric=metric, backend=ITD(derivative=derivative)).fit(X)
+        np.testing.assert_allclose(together.influences_[name], alone.influence_, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("adjoint", [exact_adjoint, secant_adjoint])
+@pytest.mark.parametrize("feature", PRACTICE)
+def test_a_stack_of_cotangents_is_pulled_back_as_each(feature, adjoint):
+    step, run = steps_of(feature)
+    record, real, before, after = run[-1]
+    cotangents = [map_state(lambda t, s=s: torch.sin(s + 10 * t), step.differentiable(after)) for s in (0.0, 1.0)]
+    args = step.plain, before, after, replace(record), real, cotangents
+    for one, other in zip(adjoint(*args, stacked=True), adjoint(*args)):
+        assert_same(one.cotangent, other.cotangent, 1e-7)
+        torch.testing.assert_close(one.weights, other.weights, rtol=1e-7, atol=1e-12)
