@@ -1,8 +1,8 @@
 """What one traced step costs, in units of an eager PyTorch training step on the same networks.
 
 A DCGAN pair of 271,000 parameters on 28 × 28 images, batch 100, alternating Adam, one thread. The eager step, the
-recorded training step and the traced step in both schemes run in turn, and the ratios are taken turn by turn, since
-machines are noisy.
+recorded training step and the traced step in both schemes run in turn, and the ratios of processor time are taken turn
+by turn, since machines are noisy.
 
     python -m benchmarks.step_cost [--turns 30] [--json FILE]
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from benchmarks.environment import write_results
+from benchmarks.pairing import in_turn, quartiles, shown
 from ganclean import GANTrainer
 from ganclean.backends.adjoint import exact_adjoint, secant_adjoint
 from ganclean.data import DataSource
@@ -99,21 +99,14 @@ def main() -> None:
         "secant ITD step": lambda: secant_adjoint(step, state, after, record, source[record.indices], cotangents),
         "exact ITD step": lambda: exact_adjoint(step, state, after, record, source[record.indices], cotangents),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(args.turns + 2):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - begin)
+    seconds = in_turn(runs, args.turns)
     n_parameters = sum(p.numel() for module in (generator, discriminator) for p in module.parameters())
     print(f"{n_parameters} parameters, batch {BATCH}, {args.turns} turns, one thread")
-    eager_seconds = np.array(seconds["eager training step"])
     results = {}
     for name, values in seconds.items():
-        low, median, high = np.quantile(np.array(values) / eager_seconds, [0.25, 0.5, 0.75])
-        results[name] = {"milliseconds": 1e3 * float(np.median(values)), "ratio": [low, median, high]}
-        print(f"{name:24s} {1e3 * np.median(values):7.1f} ms   {median:.2f} × eager  (quartiles {low:.2f}, {high:.2f})")
+        ratios = values / seconds["eager training step"]
+        results[name] = {"milliseconds": 1e3 * float(np.median(values)), "ratio": quartiles(ratios)}
+        print(f"{name:24s} {1e3 * np.median(values):7.1f} ms   × eager: {shown(ratios)}")
     write_results(args.json, results)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from joblib import Parallel, delayed
+from joblib.parallel import get_active_backend
 
 from ganclean.training.trainer import Progress
 
@@ -28,12 +29,14 @@ def side_by_side(
         As in scikit-learn: None is 1, or what an enclosing ``joblib.parallel_config`` says, which also chooses where
         the jobs run: processes of this machine, Dask, Ray or any other back-end that is registered with joblib.
     progress : callable, optional
-        Called with (name, jobs done, jobs in all).
+        Called with (name, jobs done, jobs in all): after each job, or, where the back-end returns all results
+        together (Ray's does), at the end.
     name : str, default=""
         What the progress is called.
     """
+    returned = "generator" if get_active_backend()[0].supports_return_generator else "list"
     results = []
-    for result in Parallel(n_jobs=n_jobs, prefer="processes", return_as="generator")(
+    for result in Parallel(n_jobs=n_jobs, prefer="processes", return_as=returned)(
         delayed(function)(*job) for job in jobs
     ):
         results.append(result)

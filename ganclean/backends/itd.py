@@ -236,7 +236,8 @@ class ITD(InfluenceBackend):
         sizes = {name: _size(gradient) for name, gradient in gradients.items()}
         cotangents = dict(gradients if reached is None else reached.cotangents)
         end = None if reached is None else reached.end
-        stacked: bool | None = None if len(cotangents) > 1 else False
+        # A stack of two takes longer than one after the other (benchmarks/speed.py).
+        stacked: bool | None = None if len(cotangents) > 2 else False
         for record, before, after in trajectory.backwards(trajectory.start_of_last(self.last_epochs), end):
             args = step, before, after, record, source[record.indices], list(cotangents.values())
             if stacked is None:

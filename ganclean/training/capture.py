@@ -7,7 +7,7 @@ of a step spares that time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ganclean.training.record import StepRecord
 from ganclean.training.state import TrainingState
@@ -95,7 +94,8 @@ class _Graphs:
         self, function: Callable, step: TrainingStep, state: TrainingState, record: StepRecord, real: Tensor, *others
     ):
         varying, constant = _split(step, record)
-        leaves, spec = tree_flatten((state, varying, real, others))
+        arguments = state, varying, real, others
+        leaves = _leaves_of(arguments, [])
         inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         fixed = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         due = step.penalty is not None and step.penalty.is_due(record.index)
@@ -104,7 +104,7 @@ class _Graphs:
         def called(*tensors: Tensor):
             rest = iter(tensors)
             filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            state, varying, real, others = tree_unflatten(filled, spec)
+            state, varying, real, others = _rebuilt(arguments, iter(filled))
             return function(step, state, _joined(record, varying), real, *others)
 
         if key not in self._graphs:
@@ -167,11 +167,12 @@ def _joined(record: StepRecord, varying: dict[str, Tensor]) -> StepRecord:
 
 
 def _compiled(called: Callable, inputs: list[Tensor]) -> Graph:
-    specs = []
+    forms = []
 
     def flat(*tensors: Tensor) -> list[Tensor]:
-        leaves, spec = tree_flatten(called(*tensors))
-        specs.append(spec)
+        result = called(*tensors)
+        leaves = _leaves_of(result, [])
+        forms.append(_rebuilt(result, iter([None] * len(leaves))))
         return leaves
 
     with torch.no_grad():
@@ -183,13 +184,37 @@ def _compiled(called: Callable, inputs: list[Tensor]) -> Graph:
 
     def graph(tensors: list[Tensor]):
         with torch.no_grad():
-            return tree_unflatten(run(*tensors), specs[0])
+            return _rebuilt(forms[0], iter(run(*tensors)))
 
     return graph
 
 
 def _deviation(found: Any, expected: Any) -> float:
     """Return how far tensors are from others, relative to the largest magnitude of the latter."""
-    pairs = [(f, e) for f, e in zip(tree_flatten(found)[0], tree_flatten(expected)[0]) if isinstance(e, Tensor)]
+    pairs = list(zip(_leaves_of(found, []), _leaves_of(expected, [])))
     largest = max(float(e.abs().max()) for _, e in pairs if e.numel())
     return max(float((f.double() - e.double()).abs().max()) for f, e in pairs if e.numel()) / (largest or 1.0)
+
+
+# torch's own functions for nested structures take longer than small graphs do.
+def _leaves_of(tree: Any, into: list) -> list:
+    """Append what is nested in dicts, tuples and lists to a list, and return it."""
+    if isinstance(tree, dict):
+        for child in tree.values():
+            _leaves_of(child, into)
+    elif isinstance(tree, (tuple, list)):
+        for child in tree:
+            _leaves_of(child, into)
+    else:
+        into.append(tree)
+    return into
+
+
+def _rebuilt(form: Any, leaves: Iterator) -> Any:
+    """Return a structure of the same form with other leaves."""
+    if isinstance(form, dict):
+        return {key: _rebuilt(child, leaves) for key, child in form.items()}
+    if isinstance(form, (tuple, list)):
+        children = [_rebuilt(child, leaves) for child in form]
+        return type(form)(*children) if hasattr(form, "_fields") else type(form)(children)
+    return next(leaves)
