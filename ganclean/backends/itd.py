@@ -29,7 +29,7 @@ from ganclean.exceptions import NonFiniteError
 from ganclean.training.dispatch import is_dispatch_bound
 from ganclean.training.network import seeded
 from ganclean.training.record import StepRecord
-from ganclean.training.state import TrainingState, ravel, unravel
+from ganclean.training.state import TrainingState, map_state, ravel, unravel
 from ganclean.training.step import TrainingStep
 from ganclean.training.trajectory import Trajectory
 
@@ -188,7 +188,9 @@ class ITD(InfluenceBackend):
         after = step(state, record, real)
         if self.derivative == "exact":
             check_second_derivative(step, state, record, real)
-        self._adjoint(1e-2)(step, state, after, record, real, [step.differentiable(after)])
+        # Cloned, since a graph that has met one tensor in two places is compiled anew for two.
+        cotangent = map_state(torch.clone, step.differentiable(after))
+        self._adjoint(1e-2)(step, state, after, record, real, [cotangent])
 
     def _check_parameters(self) -> None:
         if self.derivative not in DERIVATIVES:
