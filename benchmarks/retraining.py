@@ -2,8 +2,9 @@
 
 The last epoch without each of 100 instances, for the perceptrons of the 2-D normal data, a small convolutional pair and
 the DCGAN pair. "One by one" replays the whole epoch for each removal; the library starts each run where it departs from
-the recorded one, and stacks the runs of small networks by `torch.func.vmap`. The ways run in turn on one thread; the
-ratios of processor time are taken turn by turn, since machines are noisy.
+the recorded one, and stacks the runs of small networks by `torch.func.vmap`; or, where the trainer compiles, makes them
+one after another by compiled steps. The ways run in turn on one thread; the ratios of processor time are taken turn by
+turn, since machines are noisy.
 
     python -m benchmarks.retraining [--turns 3] [--json FILE]
 """
@@ -42,25 +43,34 @@ def replay_of(networks, sample_shape, n_samples, **settings) -> Replay:
     return Replay.of(trajectory, trajectory.start_of_last(1))
 
 
-def normal() -> Replay:
+def normal(**settings) -> Replay:
     """The perceptrons of the 2-D normal data (Terashita et al., 2021), 10,000 points, batches of 100."""
     networks = perceptron([10, 32, 32, 2], nn.ReLU, 0), perceptron([2, 64, 64, 1], nn.ReLU, 1)
     return replay_of(
-        networks, (2,), 10_000, optimizer=SGD(lr=1e-3), update="simultaneous", latent_dim=10, batch_size=100
+        networks,
+        (2,),
+        10_000,
+        optimizer=SGD(lr=1e-3),
+        update="simultaneous",
+        latent_dim=10,
+        batch_size=100,
+        **settings,
     )
 
 
-def small_convolutions() -> Replay:
+def small_convolutions(**settings) -> Replay:
     """An 8-channel pair in float64 on 14 × 14 images, batches of 50."""
-    return replay_of(conv_pair(nn.SiLU, 0), (1, 14, 14), 1000, optimizer=Adam(lr=1e-3), latent_dim=16, batch_size=50)
+    settings |= {"optimizer": Adam(lr=1e-3), "latent_dim": 16, "batch_size": 50}
+    return replay_of(conv_pair(nn.SiLU, 0), (1, 14, 14), 1000, **settings)
 
 
-def large_convolutions() -> Replay:
+def large_convolutions(**settings) -> Replay:
     """A DCGAN pair of 271,000 parameters on 28 × 28 images, batches of 100."""
-    return replay_of(dcgan(), (1, 28, 28), 1000, optimizer=Adam(lr=2e-4), latent_dim=64, batch_size=100)
+    settings |= {"optimizer": Adam(lr=2e-4), "latent_dim": 64, "batch_size": 100}
+    return replay_of(dcgan(), (1, 28, 28), 1000, **settings)
 
 
-CASES: dict[str, tuple[Callable[[], Replay], int]] = {
+CASES: dict[str, tuple[Callable[..., Replay], int]] = {
     # How many of the runs are really made one by one, since they all take the same time.
     "2-D normal, perceptrons": (normal, 5),
     "14 × 14, 8 channels": (small_convolutions, 5),
@@ -74,7 +84,7 @@ def one_by_one(replay: Replay, weights: torch.Tensor) -> None:
         replay._alone(replay.first, replay.steps.start, row, renormalize=False)
 
 
-def measured(replay: Replay, n_alone: int, turns: int) -> dict[str, list[float]]:
+def measured(replay: Replay, compiled: Replay, n_alone: int, turns: int) -> dict[str, list[float]]:
     """Return for each way the seconds of a run, in each turn."""
     n_samples = len(replay.source)
     rows = np.random.default_rng(0).permutation(n_samples)[:N_RUNS, None]
@@ -85,8 +95,10 @@ def measured(replay: Replay, n_alone: int, turns: int) -> dict[str, list[float]]
     ways = {
         "one by one": (partial(one_by_one, replay, weights[:n_alone]), n_alone),
         "shared beginning": (partial(replay.map, _nothing, weights[:n_shared], vectorize=False), n_shared),
+        "compiled": (partial(compiled.map, _nothing, weights[:n_shared], vectorize=False), n_shared),
         "all at once": (partial(replay.map, _nothing, weights[:n_together], vectorize=True), n_together),
     }
+    compiled.map(_nothing, weights[:1], vectorize=False)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(turns):
         for name, (way, n) in ways.items():
@@ -107,7 +119,7 @@ def main() -> None:
     for case in args.case:
         make, n_alone = CASES[case]
         replay = make()
-        seconds = measured(replay, n_alone, args.turns)
+        seconds = measured(replay, make(compile=True), n_alone, args.turns)
         automatic = "all at once" if replay._is_dispatch_bound() else "shared beginning"
         reference = np.array(seconds["one by one"])
         results[case] = {}

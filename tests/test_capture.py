@@ -102,6 +102,13 @@ def test_influence_of_a_compiled_run(quick, told):
     assert not told
 
 
+def test_compiled_runs_are_made_one_after_another(quick, monkeypatch):
+    cleaner = toy_cleaner(compile=True).fit(X)
+    expected = counterfactual_retrain(toy_cleaner().fit(X), [[3], [5, 9]])
+    monkeypatch.setattr("ganclean.training.replay.Replay._together", None)
+    np.testing.assert_allclose(counterfactual_retrain(cleaner, [[3], [5, 9]]), expected, rtol=1e-7)
+
+
 def test_what_changes_from_step_to_step_needs_no_new_graph(quick):
     scheduler = partial(StepLR, step_size=1, gamma=0.9)
     cleaners = [toy_cleaner(optimizer=Adam(lr=1e-2), scheduler=scheduler, n_epochs=5, compile=c) for c in (0, 1)]

@@ -97,7 +97,9 @@ class Replay:
         order = departures.argsort(stable=True)
         automatic = vectorize == "auto"
         if automatic:
-            vectorize = len(weights) > 1 and len(self.steps) > 0 and self._is_dispatch_bound()
+            # A compiled step is one call, and several runs one after another are faster than a stack of plain steps.
+            several = len(weights) > 1 and len(self.steps) > 0 and self.step.plain is self.step
+            vectorize = several and self._is_dispatch_bound()
         size = self._chunk_size(chunk_size, memory_budget) if vectorize else 1
         state, t = self.first, self.steps.start
         while len(order):

@@ -90,7 +90,8 @@ def counterfactual_retrain(
         start from their own weights in every run; give functions for other ones.
     vectorize : bool or "auto", default="auto"
         Whether to run the counterfactuals at once by `torch.func.vmap`, which pays where networks are so small that
-        calling an operation takes longer than computing it. "auto" counts both in one step.
+        calling an operation takes longer than computing it. "auto" counts both in one step; where the steps are
+        compiled, it makes the runs one after another.
     chunk_size : int or "auto", default="auto"
         How many run at once; "auto" takes as many as `memory_budget` has room for.
     memory_budget : int, default=2**30
