@@ -116,53 +116,65 @@ class _Graphs:
         """Make the graph of a function and return the function's value."""
         expected = called(*inputs)
         self._graphs[key] = None
-        reason = f"there are {MAX_GRAPHS} graphs already" if len(self._graphs) > MAX_GRAPHS else None
-        if reason is None:
-            try:
-                # One tensor in the place of two inputs would make them one.
-                inputs = [tensor.detach() for tensor in inputs]
-                graph = _compiled(called, inputs)
-                deviation = _deviation(graph(inputs), expected)
-                if deviation <= torch.finfo(inputs[0].dtype).eps ** 0.5:
-                    self._graphs[key] = graph
-                else:
-                    reason = f"its results deviate by {deviation:.1e}"
-            # Compilers raise whatever there is to raise.
-            except Exception as error:
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-        if reason is not None and not self._gave_up:
-            log.warning("Steps run without a compiled graph, since %s", reason)
+        # What failed once would fail again, and take its time.
+        if self._gave_up:
+            return expected
+        try:
+            if len(self._graphs) > MAX_GRAPHS:
+                raise RuntimeError(f"there are {MAX_GRAPHS} graphs already")
+            # One tensor in the place of two inputs would make them one.
+            inputs = [tensor.detach() for tensor in inputs]
+            graph = _compiled(called, inputs)
+            deviation = _deviation(graph(inputs), expected)
+            if not deviation <= torch.finfo(inputs[0].dtype).eps ** 0.5:
+                raise RuntimeError(f"the results of one deviate by {deviation:.1e}")
+            self._graphs[key] = graph
+        # Compilers raise whatever there is to raise.
+        except Exception as error:
+            first_line = next(iter(str(error).strip().splitlines()), "")
+            log.warning("Steps run without a compiled graph: %s: %s", type(error).__name__, first_line)
             self._gave_up = True
         return expected
 
 
-def _split(step: TrainingStep, record: StepRecord) -> tuple[dict[str, Tensor], Hashable]:
+def _split(step: TrainingStep, record: StepRecord) -> tuple[dict[str, Any], Hashable]:
     """Return what differs from step to step as tensors, and what decides which operations there are."""
-    varying = {name: getattr(record, name) for name in ("latents_d", "labels", "labels_d", "labels_g", "mixing")}
+    varying: dict[str, Any] = {
+        name: getattr(record, name) for name in ("latents_d", "labels", "labels_d", "labels_g", "mixing")
+    }
     if not is_shared(record):
         varying["latents_g"] = record.latents_g
     constant: list[Hashable] = [record.updates_generator, is_shared(record)]
     for player, rule in (("d", step.optimizer_discriminator), ("g", step.optimizer_generator)):
         settings = dict(getattr(record, f"settings_{player}"))
-        numbers = {"number": getattr(record, f"number_{player}"), "lr": getattr(rule.unclipped, "lr", None)}
-        numbers["lr"] = settings.pop("lr", numbers["lr"])
-        constant.append(tuple(settings.items()))
-        # In float64, as Python's numbers are.
-        for name, number in numbers.items():
-            if number is not None:
-                varying[f"{name}_{player}"] = torch.tensor(number, dtype=torch.float64)
+        if hasattr(rule.unclipped, "lr"):
+            settings = {"lr": rule.unclipped.lr, **settings}
+        numbers = {name: value for name, value in settings.items() if _is_number(value)}
+        constant += [tuple(numbers), tuple((n, v) for n, v in settings.items() if n not in numbers)]
+        varying[f"settings_{player}"] = {name: _as_tensors(value) for name, value in numbers.items()}
+        varying[f"number_{player}"] = _as_tensors(getattr(record, f"number_{player}"))
     return {name: value for name, value in varying.items() if value is not None}, tuple(constant)
 
 
-def _joined(record: StepRecord, varying: dict[str, Tensor]) -> StepRecord:
+def _is_number(value: Any) -> bool:
+    """Return whether a hyper-parameter is a number, or several such as Adam's betas."""
+    return isinstance(value, float) or (isinstance(value, tuple) and all(isinstance(v, float) for v in value))
+
+
+def _as_tensors(value: Any) -> Any:
+    # In float64, as Python's numbers are.
+    if isinstance(value, tuple):
+        return tuple(_as_tensors(v) for v in value)
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _joined(record: StepRecord, varying: dict[str, Any]) -> StepRecord:
     """Return a record of the same form with other values."""
-    values: dict[str, Any] = dict(varying)
+    values = dict(varying)
     if is_shared(record):
         values["latents_g"] = values["latents_d"]
-    for player in "dg":
-        if f"lr_{player}" in values:
-            name = f"settings_{player}"
-            values[name] = {**getattr(record, name), "lr": values.pop(f"lr_{player}")}
+    for name in ("settings_d", "settings_g"):
+        values[name] = {**getattr(record, name), **values[name]}
     return replace(record, **values)
 
 
