@@ -150,7 +150,7 @@ for other in ("nothing", "random"):
     print(f"influence against {other}: {c.improvement:+.3f} ({c.low:+.3f} to {c.high:+.3f})")
 
 # %%
-# The intervals hold zero: three seeds tell no difference. Nor do more of them: over eight, influence was better than
+# The intervals hold zero: three seeds tell no difference. Nor do eight (``range(8)`` above): influence was better than
 # nothing by 0.000 (−0.029 to +0.029), and better than random removal by 0.013 (−0.001 to +0.027). What harms the
 # Fréchet distance of the samples as a whole need not harm a classifier: garments with random labels are noise to it
 # that it can bear, and fewer data make a worse GAN.
