@@ -34,11 +34,14 @@ def side_by_side(
     name : str, default=""
         What the progress is called.
     """
-    returned = "generator" if get_active_backend()[0].supports_return_generator else "list"
+    settings: dict[str, Any] = {
+        "return_as": "generator" if get_active_backend()[0].supports_return_generator else "list"
+    }
+    # Left out, since joblib 1.3.0 takes None for 1 where a configuration says otherwise.
+    if n_jobs is not None:
+        settings["n_jobs"] = n_jobs
     results = []
-    for result in Parallel(n_jobs=n_jobs, prefer="processes", return_as=returned)(
-        delayed(function)(*job) for job in jobs
-    ):
+    for result in Parallel(prefer="processes", **settings)(delayed(function)(*job) for job in jobs):
         results.append(result)
         if progress is not None:
             progress(name, len(results), len(jobs))
