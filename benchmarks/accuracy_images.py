@@ -64,14 +64,14 @@ class FrozenMoments(ITD):
     def _adjoint(self, delta):
         adjoint = super()._adjoint(delta)
 
-        def without_moments(step, state, after, record, real, cotangents):
+        def without_moments(step, state, after, record, real, cotangents, **settings):
             frozen = [
                 c._replace(
                     moments_generator=_zeros(c.moments_generator), moments_discriminator=_zeros(c.moments_discriminator)
                 )
                 for c in cotangents
             ]
-            return adjoint(step, state, after, record, real, frozen)
+            return adjoint(step, state, after, record, real, frozen, **settings)
 
         return without_moments
 
