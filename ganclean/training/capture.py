@@ -107,20 +107,21 @@ class _Graphs:
             state, varying, real, others = _rebuilt(arguments, iter(filled))
             return function(step, state, _joined(record, varying), real, *others)
 
+        graph = self._graphs.get(key)
+        if graph is not None:
+            return graph(inputs)
+        result = function(step, state, record, real, *others)
         if key not in self._graphs:
-            return self._made(key, called, inputs)
-        graph = self._graphs[key]
-        return function(step, state, record, real, *others) if graph is None else graph(inputs)
+            self._graphs[key] = self._made(called, inputs, result)
+        return result
 
-    def _made(self, key: Hashable, called: Callable, inputs: list[Tensor]):
-        """Make the graph of a function and return the function's value."""
-        expected = called(*inputs)
-        self._graphs[key] = None
+    def _made(self, called: Callable, inputs: list[Tensor], expected: Any) -> Graph | None:
+        """Return a graph that agrees with the plain step, or None and say why."""
         # What failed once would fail again, and take its time.
         if self._gave_up:
-            return expected
+            return None
         try:
-            if len(self._graphs) > MAX_GRAPHS:
+            if len(self._graphs) >= MAX_GRAPHS:
                 raise RuntimeError(f"there are {MAX_GRAPHS} graphs already")
             # One tensor in the place of two inputs would make them one.
             inputs = [tensor.detach() for tensor in inputs]
@@ -128,13 +129,13 @@ class _Graphs:
             deviation = _deviation(graph(inputs), expected)
             if not deviation <= torch.finfo(inputs[0].dtype).eps ** 0.5:
                 raise RuntimeError(f"the results of one deviate by {deviation:.1e}")
-            self._graphs[key] = graph
+            return graph
         # Compilers raise whatever there is to raise.
         except Exception as error:
             first_line = next(iter(str(error).strip().splitlines()), "")
             log.warning("Steps run without a compiled graph: %s: %s", type(error).__name__, first_line)
             self._gave_up = True
-        return expected
+            return None
 
 
 def _split(step: TrainingStep, record: StepRecord) -> tuple[dict[str, Any], Hashable]:
