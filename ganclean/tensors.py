@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+Key = TypeVar("Key")
 
 
-def leaves(tensors: Mapping[str, Tensor]) -> Tensors:
+def leaves(tensors: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
     """Return the tensors as leaves of new graphs, to be differentiated in."""
     return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from ganclean.dynamics.state import ravel
 from ganclean.optim import SGD, Adam, AdamW, Clipped, Optimizer, RMSprop, resolve_optimizer
-from ganclean.training.state import ravel
 
 TORCH_OPTIMIZERS = {
     SGD: torch.optim.SGD,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ganclean.optim.base import Optimizer
+from ganclean.optim.composite import Grouped, Projected
 from ganclean.optim.rules import SGD, Adam, AdamW, Clipped, RMSprop
 
 
@@ -28,4 +29,4 @@ def resolve_optimizer(optimizer: Any, default: Optimizer) -> Optimizer:
     raise ValueError(f"optimizer must be a ganclean.optim rule such as SGD or Adam; got {optimizer!r}.{hint}")
 
 
-__all__ = ["SGD", "Adam", "AdamW", "Clipped", "Optimizer", "RMSprop", "resolve_optimizer"]
+__all__ = ["SGD", "Adam", "AdamW", "Clipped", "Grouped", "Optimizer", "Projected", "RMSprop", "resolve_optimizer"]

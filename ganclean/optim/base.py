@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -87,6 +88,16 @@ class Optimizer(BaseEstimator):
                 f"the first update: switch it on in {type(self).__name__} too."
             )
         return changed
+
+    def decay_in_gradient(self, name: str) -> float:
+        """Return the weight decay that the rule adds to the gradient of a parameter, given its name."""
+        return float(getattr(self, "weight_decay", 0.0))
+
+    def changes(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the hyper-parameters that differ from the rule's own, as plain numbers and tuples, for `at`."""
+        reference = self.unclipped
+        given = {name: plain(value) for name, value in values.items()}
+        return {name: value for name, value in given.items() if value != plain(getattr(reference, name))}
 
     def init(self, params: Tensors) -> dict[str, Tensors]:
         """Return the moments before the first step: zeros."""
@@ -173,6 +184,13 @@ class Optimizer(BaseEstimator):
             return d_param, d_grad, {moment: unravel(vector, params) for moment, vector in d_moments.items()}
 
         return pull
+
+
+def plain(value: Any) -> Any:
+    """Return a hyper-parameter as a float or a tuple of floats where it consists of numbers, also of tensors."""
+    if isinstance(value, (tuple, list)):
+        return tuple(plain(entry) for entry in value)
+    return float(value) if isinstance(value, (Real, Tensor)) and not isinstance(value, bool) else value
 
 
 def _moving(square: Tensors) -> Tensor:

@@ -154,6 +154,10 @@ class AdamW(Adam):
         descent, moments = self._descent(grad, moments, step)
         return param * (1 - self.lr * self.weight_decay) - descent, moments
 
+    def decay_in_gradient(self, name):
+        """Return 0: it decays the parameters themselves."""
+        return 0.0
+
     def gradient_from_moments(self, param, before, after):
         return self._averaged_gradient(before, after)
 
@@ -284,6 +288,9 @@ class Clipped(Optimizer):
     def at(self, settings):
         """Return the rule with other values of some hyper-parameters of the inner rule."""
         return Clipped(self.optimizer.at(settings), self.max_norm, self.max_value) if settings else self
+
+    def decay_in_gradient(self, name):
+        return self.optimizer.decay_in_gradient(name)
 
     def rule(self, param, grad, moments, step):
         if self.max_value is not None:
