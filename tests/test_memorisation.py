@@ -16,10 +16,11 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
+from ganclean.distances import nearest
 from ganclean.exceptions import MetricError, NonFiniteError
 from ganclean.metrics import FID, FLD, KID, PRDC, Authenticity, CTTest
 from ganclean.metrics.fld import fit_log_variances, log_likelihood
-from ganclean.metrics.memorisation import mann_whitney_z, nearest
+from ganclean.metrics.memorisation import mann_whitney_z
 from ganclean.validation import cleansing_curve, counterfactual_retrain
 from tests.reference.memorisation import (
     brute_force_authenticity,
@@ -28,7 +29,7 @@ from tests.reference.memorisation import (
     mixture_objective,
     optimised_log_variances,
 )
-from tests.toy_gans import toy_cleaner, toy_data
+from tests.toy_gans import toy_cleanser, toy_data
 
 KINDS = [CTTest, Authenticity, FLD]
 
@@ -235,22 +236,22 @@ def test_it_is_cloned_and_pickled_with_its_training_data(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_judges_what_removal_does(kind, cleaner, X):
+def test_it_judges_what_removal_does(kind, cleanser, X):
     # Small samples need few and small cells.
     settings = {"n_cells": 1, "min_cell_size": 5} if kind is CTTest else {}
     metric = kind(X, n_samples=30, **settings)
     test = toy_data(60)[20:]
-    values = counterfactual_retrain(cleaner, [[], list(range(8))], metric=clone(metric).fit(test))
-    samples = cleaner.generator_(cleaner._evaluator(30).latents).detach()
+    values = counterfactual_retrain(cleanser, [[], list(range(8))], metric=clone(metric).fit(test))
+    samples = cleanser.generator_(cleanser.evaluator(30).latents).detach()
     assert values[0] == pytest.approx(float(clone(metric).fit(test)(samples))) and np.isfinite(values).all()
-    curve = cleansing_curve(cleaner, test, [0.25], metrics={"it": metric}, n_seeds=2)
+    curve = cleansing_curve(cleanser, test, [0.25], metrics={"it": metric}, n_seeds=2)
     assert curve.values["it"]["influence"].shape == (2, 1) and np.isfinite(curve.baseline["it"]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_influence_on_it_is_refused(kind, X):
     with pytest.raises(MetricError, match="is for evaluation only"):
-        toy_cleaner(metric=kind(X)).fit(X)
+        toy_cleanser(metric=kind(X)).fit(X)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,10 +10,10 @@ from sklearn.base import clone
 from torch import nn
 
 from ganclean.exceptions import MetricError, NonFiniteError
-from ganclean.metrics import FID, PRDC, SampleMean, prdc
+from ganclean.metrics import FID, PRDC, SampleMean
 from ganclean.validation import counterfactual_retrain
 from tests.reference.prdc import brute_force_prdc
-from tests.toy_gans import toy_cleaner
+from tests.toy_gans import toy_cleanser
 
 QUANTITIES = ["precision", "recall", "density", "coverage"]
 
@@ -120,7 +120,7 @@ def test_units_do_not_matter(scale, shift):
 @pytest.mark.parametrize("entries", [1, 70, 1000])
 def test_the_values_do_not_depend_on_how_many_distances_are_in_memory(entries, monkeypatch):
     expected = PRDC().fit(REAL).compute(FAKE)
-    monkeypatch.setattr(prdc, "ENTRIES_AT_ONCE", entries)
+    monkeypatch.setattr("ganclean.distances.ENTRIES_AT_ONCE", entries)
     assert PRDC().fit(REAL).compute(FAKE) == expected
 
 
@@ -133,7 +133,7 @@ def test_no_more_distances_than_allowed_are_computed_at_once(monkeypatch):
 
     cdist = torch.cdist
     monkeypatch.setattr(torch, "cdist", counting)
-    monkeypatch.setattr(prdc, "ENTRIES_AT_ONCE", 700)
+    monkeypatch.setattr("ganclean.distances.ENTRIES_AT_ONCE", 700)
     PRDC().fit(REAL).compute(FAKE)
     assert max(sizes) <= 700 and sum(sizes) == 70 * 70 + 50 * 50 + 70 * 50
 
@@ -229,10 +229,10 @@ def test_it_is_cloned_with_its_parameters():
 
 @pytest.mark.parametrize("metric", [PRDC(k=2), {"fid": FID(), "PRDC": PRDC(k=2)}], ids=["alone", "beside another"])
 def test_influence_on_it_is_refused_before_training_and_the_way_out_is_named(metric, X):
-    cleaner = toy_cleaner(metric=metric)
+    cleanser = toy_cleanser(metric=metric)
     with pytest.raises(MetricError, match=r"'PRDC' is for evaluation only.*FID, KID or MMD.*counterfactual_retrain"):
-        cleaner.fit(X)
-    assert not hasattr(cleaner, "trajectory_")
+        cleanser.fit(X)
+    assert not hasattr(cleanser, "trajectory_")
 
 
 def test_a_metric_that_says_so_is_refused_even_where_it_has_a_gradient(X):
@@ -240,13 +240,13 @@ def test_a_metric_that_says_so_is_refused_even_where_it_has_a_gradient(X):
         is_differentiable = False
 
     with pytest.raises(MetricError, match="for evaluation only: Judge has no gradient"):
-        toy_cleaner(metric=Judge()).fit(X)
+        toy_cleanser(metric=Judge()).fit(X)
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_it_judges_what_removal_does(quantity, cleaner, X):
+def test_it_judges_what_removal_does(quantity, cleanser, X):
     metric = PRDC(k=2, quantity=quantity, n_samples=30).fit(X)
-    values = counterfactual_retrain(cleaner, [[], list(range(8))], metric=metric)
-    samples = cleaner.generator_(cleaner._evaluator(30).latents)
+    values = counterfactual_retrain(cleanser, [[], list(range(8))], metric=metric)
+    samples = cleanser.generator_(cleanser.evaluator(30).latents)
     assert values[0] == metric.compute(samples.detach())[quantity]
     assert values.shape == (2,) and np.isfinite(values).all() and (values >= 0).all()

@@ -13,7 +13,6 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
 from ganclean.exceptions import MissingExtraError
-from ganclean.metrics import prdc
 from ganclean.valuation import recall
 from ganclean.valuation.recall import NeighbourIndex
 from tests.reference.gmvaluator import contributors, distance
@@ -89,7 +88,7 @@ def test_no_more_products_than_allowed_are_computed_at_once(digits, monkeypatch)
 
     addmm = torch.addmm
     monkeypatch.setattr(torch, "addmm", counting)
-    monkeypatch.setattr(prdc, "ENTRIES_AT_ONCE", 12_000)
+    monkeypatch.setattr("ganclean.distances.ENTRIES_AT_ONCE", 12_000)
     NeighbourIndex(digits[0]).search(digits[1], 3)
     assert max(sizes) == 12_000 // 1216 * 1200 and sum(sizes) == 300 * 1200
 

@@ -8,9 +8,9 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
+from ganclean.distances import check_features
 from ganclean.exceptions import MetricError
 from ganclean.metrics.memorisation import MemorisationMetric
-from ganclean.metrics.prdc import check_features
 
 QUANTITIES = ("fld", "gap")
 VARIANCE_FLOOR = 1e-12

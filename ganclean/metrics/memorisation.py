@@ -11,9 +11,9 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from ganclean.data import as_source
+from ganclean.distances import check_features, nearest
 from ganclean.exceptions import MetricError
 from ganclean.metrics.base import FeatureMetric
-from ganclean.metrics.prdc import check_features, rows_at_once
 
 
 class MemorisationMetric(FeatureMetric):
@@ -238,33 +238,3 @@ def mann_whitney_z(x: Tensor, y: Tensor) -> float:
     n, m = len(x), len(y)
     u = mannwhitneyu(x.cpu().numpy(), y.cpu().numpy(), method="asymptotic").statistic
     return float((u - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12))
-
-
-def nearest(points: Tensor, centres: Tensor, itself: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the Euclidean distance from each point to its nearest centre, and that centre's row.
-
-    Products of matrices find the centre; the distance is then computed from the difference, so that it is exactly zero
-    for copies.
-
-    Parameters
-    ----------
-    points : Tensor of shape (n, n_features)
-    centres : Tensor of shape (n_centres, n_features)
-    itself : Tensor of shape (n,), int64, optional
-        A centre that does not count for each point, where the points are centres themselves.
-
-    Returns
-    -------
-    distances : Tensor of shape (n,)
-    rows : Tensor of shape (n,), int64
-    """
-    # Distances do not change, and the smaller the vectors are the less the differences of products lose.
-    origin = centres.mean(dim=0)
-    around, found = centres - origin, []
-    for rows in torch.arange(len(points), device=points.device).split(rows_at_once(len(centres))):
-        between = torch.cdist(points[rows] - origin, around, compute_mode="use_mm_for_euclid_dist")
-        if itself is not None:
-            between.scatter_(1, itself[rows, None], math.inf)
-        found.append(between.argmin(dim=1))
-    chosen = torch.cat(found)
-    return (points - centres[chosen]).norm(dim=1), chosen

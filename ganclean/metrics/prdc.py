@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ganclean.data import as_source
-from ganclean.exceptions import MetricError, NonFiniteError
+from ganclean.distances import ball_radii, check_features, distances, rows_at_once
 from ganclean.metrics.base import FeatureMetric
 
 QUANTITIES = ("precision", "recall", "density", "coverage")
-ENTRIES_AT_ONCE = 2**22
 """Distances that are in memory at a time."""
 
 
@@ -179,35 +178,3 @@ def precision_recall_density_coverage(
     if sample_radii is not None:
         values["recall"] = torch.cat(recalled).double().mean()
     return values
-
-
-def ball_radii(features: Tensor, k: int) -> Tensor:
-    """Return each feature vector's distance to its k-th nearest neighbour, itself not counted, shape (n,)."""
-    pieces = features.split(rows_at_once(len(features)))
-    # The nearest of all is the vector itself, at distance zero.
-    return torch.cat([distances(piece, features).topk(k + 1, dim=1, largest=False).values[:, -1] for piece in pieces])
-
-
-def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Return all Euclidean distances, shape (len(x), len(y)); those of equal vectors are zero to the last bit."""
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def rows_at_once(n: int) -> int:
-    """Return how many rows of distances to n instances are computed at a time."""
-    return max(1, ENTRIES_AT_ONCE // max(n, 1))
-
-
-def check_features(features: Tensor, k: int, whose: str) -> None:
-    """Raise an error where features are not finite or too few to have a k-th neighbour."""
-    bad = ~features.isfinite().all(dim=1)
-    if bad.any():
-        raise NonFiniteError(
-            f"The features of {int(bad.sum())} of {len(features)} {whose} are NaN or infinite, the first in row "
-            f"{int(bad.nonzero()[0])}. Check the feature extractor, and whether the samples themselves are sound."
-        )
-    if len(features) <= k:
-        raise MetricError(
-            f"k={k} nearest neighbours need more than {k} {whose}; got {len(features)}. Give more of them or a "
-            "smaller k."
-        )

@@ -12,8 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from ganclean.cleansing._base import Cleanser
 from ganclean.data import DataSource, as_source, checked_data, fingerprint
+from ganclean.distances import check_features, distances, rows_at_once
 from ganclean.metrics.extractors import features_of, resolve_extractor
-from ganclean.metrics.prdc import check_features, distances, rows_at_once
 from ganclean.training.preparation import labels_for
 from ganclean.valuation.credit import credit_matrix, credits, median_temperature
 from ganclean.valuation.quality import quality_of, realism, small_balls

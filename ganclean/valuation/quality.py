@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ganclean.data import DataSource
-from ganclean.metrics.prdc import ball_radii, check_features, distances, rows_at_once
-from ganclean.training.network import copied
+from ganclean.distances import ball_radii, check_features, distances, rows_at_once
+from ganclean.dynamics.network import copied
 
 
 def realism_score(samples: Tensor, reference: Tensor, k: int = 3) -> Tensor:

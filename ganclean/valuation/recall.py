@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ganclean.distances import rows_at_once
 from ganclean.exceptions import missing_extra
-from ganclean.metrics.prdc import rows_at_once
 
 RECALLS = ("exact", "pq", "hnsw")
 SPARE = 16

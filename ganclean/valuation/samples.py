@@ -11,8 +11,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from ganclean.dynamics.network import copied
+from ganclean.dynamics.randomness import seeded
 from ganclean.exceptions import NetworkError
-from ganclean.training.network import copied, seeded
 
 CHUNK_SIZE = 500
 """Samples that are generated at a time."""
