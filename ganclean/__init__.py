@@ -5,22 +5,35 @@ from typing import TYPE_CHECKING
 
 from ganclean._version import __version__
 
-__all__ = ["CleansedEstimator", "GANInfluence", "GANTrainer", "Recorder", "Trajectory", "__version__", "train_gan"]
+__all__ = [
+    "Average",
+    "CleansedEstimator",
+    "GANInfluence",
+    "GANTrainer",
+    "Recorder",
+    "Trajectory",
+    "Update",
+    "__version__",
+    "train_gan",
+]
 
 if TYPE_CHECKING:
     from ganclean.cleansing import CleansedEstimator, GANInfluence
+    from ganclean.dynamics.update import Average, Update
+    from ganclean.recorder.recorder import Recorder
+    from ganclean.runs.trajectory import Trajectory
     from ganclean.training.pretraining import train_gan
-    from ganclean.training.recorder import Recorder
     from ganclean.training.trainer import GANTrainer
-    from ganclean.training.trajectory import Trajectory
 else:
     # Each name is imported when it is first asked for, since PyTorch and scikit-learn take seconds to import.
     _MODULES = {
+        "Average": "ganclean.dynamics.update",
         "CleansedEstimator": "ganclean.cleansing",
         "GANInfluence": "ganclean.cleansing",
         "GANTrainer": "ganclean.training.trainer",
-        "Recorder": "ganclean.training.recorder",
-        "Trajectory": "ganclean.training.trajectory",
+        "Recorder": "ganclean.recorder.recorder",
+        "Update": "ganclean.dynamics.update",
+        "Trajectory": "ganclean.runs.trajectory",
         "train_gan": "ganclean.training.pretraining",
     }
     _SUBMODULES = [
@@ -29,14 +42,19 @@ else:
         "cleansing",
         "data",
         "datasets",
+        "distances",
+        "dynamics",
         "exceptions",
         "losses",
         "metrics",
         "networks",
         "optim",
         "plotting",
+        "recipes",
+        "recorder",
         "redaction",
         "reporting",
+        "runs",
         "training",
         "validation",
         "valuation",

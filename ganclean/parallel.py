@@ -8,7 +8,7 @@ from typing import Any
 from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 
-from ganclean.training.trainer import Progress
+from ganclean.progress import Progress
 
 
 def side_by_side(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ganclean.exceptions import missing_extra
-from ganclean.training.trainer import Progress
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, steps done, and steps in all."""
 
 
 @contextmanager

@@ -13,17 +13,17 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from ganclean.backends.base import InfluenceBackend
-from ganclean.backends.ekfac import curvlinops_module
-from ganclean.backends.game import PLAYERS, Game, draw_chunks
+from ganclean.backends.ekfac import check_recipe, curvlinops_module
+from ganclean.backends.game import Game, draw_chunks
 from ganclean.backends.solvers import SOLVERS, Settings, solve
 from ganclean.data import DataSource
+from ganclean.dynamics.capture import AnyStep
+from ganclean.dynamics.network import PureBatchNorm
+from ganclean.dynamics.record import StepRecord
+from ganclean.dynamics.state import TrainingState
 from ganclean.parallel import side_by_side
-from ganclean.training.network import PureBatchNorm
-from ganclean.training.record import StepRecord
-from ganclean.training.state import TrainingState
-from ganclean.training.step import TrainingStep
-from ganclean.training.trainer import Progress
-from ganclean.training.trajectory import Trajectory
+from ganclean.progress import Progress
+from ganclean.runs.trajectory import Trajectory
 
 DERIVATIVES = ("secant", "exact")
 CHUNK = 256
@@ -32,14 +32,18 @@ CHUNK = 256
 class AID(InfluenceBackend):
     """Influence by approximate implicit differentiation at the end of training: only the final model is needed.
 
-    Where training has settled, both players' gradients g_G and g_D vanish, and removing an instance moves the point
-    where they do. With the game Jacobian J = ∂(g_G, g_D)/∂(θ_G, θ_D) over the training data, Jᵀu = ∇V is solved once
-    for each metric V, and then, for every instance x_j,
+    Where training has settled, all players' gradients g vanish, those of a GAN g_G and g_D, and removing an instance
+    moves the point where they do. With the game Jacobian J = ∂g/∂θ over the training data, Jᵀu = ∇V is solved once for
+    each metric V, and then, for every instance x_j of weight w_j,
 
-        influence_j = ⟨u_D, ∇_{θ_D} ℓ_D(x_j)⟩ / n .
+        influence_j = ⟨u, ∂g/∂w_j⟩ ,    for the usual GAN ⟨u_D, ∇_{θ_D} ℓ_D(x_j)⟩ / n .
 
     It predicts what training to the end without the instance would change. The less training has settled
     (`gradient_norms_`), the less it means; `ITD` has no such condition, but needs the run.
+
+    Objectives of one's own are looked at as in the step after the last, each update as often as it is due. A player
+    that several updates train settles, as far as AID knows, where the sum of their gradients vanishes: as if their
+    learning rates were the same.
 
     Parameters
     ----------
@@ -47,10 +51,10 @@ class AID(InfluenceBackend):
         How Jᵀu = ∇V is solved. J is not symmetric, which rules out conjugate gradients. "gmres" is fastest and holds up
         to 100 vectors of the size of the model, "lgmres" 33; "neumann" sums a series, holds three, and converges where
         `damping` and `scale` let it. "ekfac" is GMRES preconditioned by EK-FAC curvature of both players (extra
-        ``ekfac``), which makes the first few products count where there is damping.
+        ``ekfac``), which makes the first few products count where there is damping; it knows the usual GAN alone.
     derivative : {"secant", "exact"}, default="secant"
-        "exact" takes second derivatives of the networks, and forward-mode derivatives for the instances. "secant" takes
-        central differences of first gradients and of losses.
+        "exact" takes second derivatives of the networks, and forward-mode derivatives for the instances of the usual
+        GAN. "secant" takes central differences of first gradients and of losses.
     delta : float, default=1e-3
         Relative width of the secant, δ = ε‖v‖/‖θ‖.
     damping : float, default=0.0
@@ -83,12 +87,14 @@ class AID(InfluenceBackend):
         For each metric ``residual``, ‖Jᵀu − ∇V‖/‖∇V‖; ``damped_residual``, that of the damped system, which is the one
         solved; ``iterations``, the products with Jᵀ; ``seconds``; ``converged``.
     gradient_norms_ : dict of str to float
-        ‖g_G‖ and ‖g_D‖; both are 0 where training has settled.
+        ‖g_p‖ of each player, such as ``"G"`` and ``"D"``; all are 0 where training has settled.
 
     Raises
     ------
     NonFiniteError
         If the solver diverges.
+    ValueError
+        If "ekfac" is to solve for other objectives than those of the usual GAN.
 
     Warns
     -----
@@ -110,9 +116,9 @@ class AID(InfluenceBackend):
     >>> _ = torch.manual_seed(0)
     >>> X, G, D = torch.randn(64, 2), nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1))
     >>> trainer = GANTrainer(latent_dim=2, penalty=R1(gamma=1.0))
-    >>> cleaner = GANInfluence(G, D, trainer=trainer, backend=AID(damping=0.1), random_state=0)
-    >>> cleaner = cleaner.fit(X, trained=True)
-    >>> cleaner.influence_.shape, cleaner.backend_.solver_info_["fid"]["converged"]
+    >>> cleanser = GANInfluence(G, D, trainer=trainer, backend=AID(damping=0.1), random_state=0)
+    >>> cleanser = cleanser.fit(X, trained=True)
+    >>> cleanser.influence_.shape, cleanser.backend_.solver_info_["fid"]["converged"]
     ((64,), True)
     """
 
@@ -153,7 +159,7 @@ class AID(InfluenceBackend):
         self._check_parameters()
         self._seed = check_random_state(self.random_state).randint(2**31)
         game = self._game(trajectory, trajectory.source, self.n_batch)
-        self.gradient_norms_ = {player: float(game.gradient(player).double().norm()) for player in PLAYERS}
+        self.gradient_norms_ = {player: float(g.double().norm()) for player, g in game.gradients().items()}
         self.solver_info_, self._solved = {}, {}
         for name, gradient in gradients.items():
             b = game.cotangent(gradient)
@@ -171,27 +177,32 @@ class AID(InfluenceBackend):
         u = known[0] if known else self._solve(game, b, "score_samples")[0]
         return self._scores(trajectory, u, samples)
 
-    def probe(self, step: TrainingStep, state: TrainingState, record: StepRecord, real: Tensor) -> None:
+    def probe(self, step: AnyStep, state: TrainingState, record: StepRecord, x: Tensor) -> None:
         """Multiply by the Jacobian of one batch after a step, to find out whether the networks allow it."""
         self._check_parameters()
-        step(state, record, real)
-        source = DataSource(real, labels=record.labels).cast(real.dtype, real.device)
-        one = replace(record, index=0, indices=torch.arange(len(real)), latents_d=None)
-        game = Game(step, state, source, (one,), self.derivative, float(self.delta))
-        game.rmatvec(real.new_ones(sum(game.sizes)))
-        game.along(real.new_ones(game.sizes[1]))
+        if self.solver == "ekfac":
+            check_recipe(step)
+        step(state, record, x)
+        source = DataSource(x, labels=record.labels).cast(x.dtype, x.device)
+        chunks = draw_chunks(step, len(x), len(x))
+        game = Game(step, state, source, chunks, self.derivative, float(self.delta))
+        ones = x.new_ones(sum(game.sizes))
+        game.rmatvec(ones)
+        game.along(ones)
 
     def _game(self, trajectory: Trajectory, source: DataSource, n_batch: int | None = None) -> Game:
         """Return the game of the final state on some data: that of training, or of instances to be scored."""
-        state = trajectory.state(len(trajectory))
-        chunks = draw_chunks(len(source), self._chunk_size(trajectory), n_batch, self._seed)
-        return Game(trajectory.step, state, source, chunks, self.derivative, float(self.delta))
+        step, last = trajectory.step, len(trajectory)
+        chunks = draw_chunks(step, len(source), self._chunk_size(trajectory), n_batch, self._seed, last)
+        return Game(step, trajectory.state(last), source, chunks, self.derivative, float(self.delta))
 
     def _chunk_size(self, trajectory: Trajectory) -> int:
         if self.batch_size != "auto":
             return int(self.batch_size)
         normalised = any(
-            isinstance(m, PureBatchNorm) for network in trajectory.step.players for m in network.module.modules()
+            isinstance(module, PureBatchNorm)
+            for network in trajectory.step.networks.values()
+            for module in network.module.modules()
         )
         return trajectory.batch_size if normalised else CHUNK
 
@@ -216,9 +227,8 @@ class AID(InfluenceBackend):
     ) -> np.ndarray:
         """Return the influence of every instance of a source: those of training, or others."""
         game = self._game(trajectory, source)
-        u_d = u.split(game.sizes)[1]
         parts = np.array_split(np.arange(len(game.records)), min(effective_n_jobs(self.n_jobs), len(game.records)))
-        jobs = [(replace(game, records=tuple(game.records[i] for i in part)), u_d) for part in parts]
+        jobs = [(replace(game, records=tuple(game.records[i] for i in part)), u) for part in parts]
         scores = side_by_side(Game.along, jobs, self.n_jobs, progress, "scoring")
         return torch.cat(scores).double().cpu().numpy() / len(trajectory.source)
 

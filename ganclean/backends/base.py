@@ -8,9 +8,9 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from ganclean.data import DataSource
-from ganclean.training.state import TrainingState
-from ganclean.training.trainer import Progress
-from ganclean.training.trajectory import Trajectory
+from ganclean.dynamics.state import TrainingState
+from ganclean.progress import Progress
+from ganclean.runs.trajectory import Trajectory
 
 
 class InfluenceBackend(BaseEstimator):

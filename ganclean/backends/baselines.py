@@ -76,8 +76,8 @@ class IsolationForestScore(InfluenceBackend):
     >>> from ganclean.backends import IsolationForestScore
     >>> X = np.r_[np.random.default_rng(0).normal(size=(63, 2)), [[9.0, 9.0]]]
     >>> backend = IsolationForestScore(random_state=0)
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=1), backend=backend, n_remove=1).fit(X)
-    >>> bool(cleaner.support_[63])
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=1), backend=backend, n_remove=1).fit(X)
+    >>> bool(cleanser.support_[63])
     False
     """
 

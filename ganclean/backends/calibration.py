@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
+from ganclean.dynamics.state import TrainingState, flatten_state
 from ganclean.exceptions import NonFiniteError
-from ganclean.training.replay import retrained_states
-from ganclean.training.state import TrainingState, flatten_state
-from ganclean.training.trajectory import Trajectory
+from ganclean.runs.replay import retrained_states
+from ganclean.runs.trajectory import Trajectory
 
 WIDTHS = (1e-2, 3e-3, 3e-2, 1e-3)
 N_GROUPS = 10

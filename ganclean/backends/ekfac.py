@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from ganclean.backends.game import PLAYERS, Game, decay_of
+from ganclean.backends.game import Game
+from ganclean.dynamics.capture import AnyStep
+from ganclean.dynamics.network import Network
+from ganclean.dynamics.players import Players
+from ganclean.dynamics.randomness import stream
+from ganclean.dynamics.record import StepRecord, UpdateRecord
+from ganclean.dynamics.update import Batch
 from ganclean.exceptions import missing_extra
-from ganclean.training.network import Network
-from ganclean.training.record import StepRecord
-from ganclean.training.state import Tensors, leaves, ravel, unravel
-from ganclean.training.step import is_shared, one_number_per_sample
+from ganclean.recipes.adversarial import DiscriminatorObjective, GeneratorObjective, generated, judged
+from ganclean.tensors import Tensors, leaves, ravel, unravel
 
 # Eigenvalues below so much of their mean are noise: the inverse without damping adds it.
 FLOOR = 1e-3
@@ -23,6 +28,8 @@ FLOOR = 1e-3
 MAX_FACTOR = 5000
 # Random signs for each chunk, of the diagonal.
 PROBES = 8
+# What each player is trained by where its curvature is known.
+RECIPE = {("G",): GeneratorObjective, ("D",): DiscriminatorObjective}
 
 
 class GameInverse:
@@ -46,6 +53,11 @@ class GameInverse:
     blocks : dict of str to CurvatureInverse
         By player.
 
+    Raises
+    ------
+    ValueError
+        If updates are others than those of the usual GAN, whose curvature is known.
+
     Examples
     --------
     >>> import torch
@@ -56,24 +68,26 @@ class GameInverse:
     >>> from ganclean.networks import default_pair
     >>> source = DataSource(torch.randn(50, 2))
     >>> step = GANTrainer().make_step(*default_pair((2,), 32))
-    >>> game = Game(step, step.initial_state(), source, draw_chunks(len(source), 25))
+    >>> game = Game(step, step.initial_state(), source, draw_chunks(step, len(source), 25))
     >>> v = torch.randn(sum(game.sizes))
     >>> torch.allclose(GameInverse(game, damping=1e6)(v), v / 1e6, rtol=1e-3, atol=1e-8)
     True
     """
 
     def __init__(self, game: Game, damping: float = 0.0, coupled: bool = True):
+        check_recipe(game.step)
         self.game = game
         self.coupled = coupled
-        self.blocks = {player: _player_inverse(game, player, damping) for player in PLAYERS}
+        self.blocks = {player: _player_inverse(game, player, damping) for player in game.players}
 
     def __call__(self, v: Tensor) -> Tensor:
-        """Return the inverse times a vector θ_G before θ_D."""
-        v_g, v_d = v.split(self.game.sizes)
-        u_g = self.blocks["generator"](v_g)
+        """Return the inverse times a vector."""
+        parts = self.game.split(v)
+        u = {"G": self.blocks["G"](parts["G"])}
         if self.coupled:
-            v_d = v_d - self.game.cross("generator", u_g)
-        return torch.cat([u_g, self.blocks["discriminator"](v_d)])
+            parts["D"] = parts["D"] - self.game.products("G", u["G"], into=["D"])["D"]
+        u["D"] = self.blocks["D"](parts["D"])
+        return torch.cat([u[player] for player in self.game.players])
 
 
 class CurvatureInverse:
@@ -167,42 +181,76 @@ class _Indexed(nn.Module):
         return self.outputs[int(chunk[0])]().unsqueeze(1) * 0.5**0.5
 
 
+def check_recipe(step: AnyStep) -> None:
+    """Raise `ValueError` where updates are others than those of the usual GAN, whose curvature is known."""
+    for update in step.updates:
+        kind = RECIPE.get(tuple(update.trains))
+        if kind is None or not isinstance(update.objective, kind):
+            raise ValueError(
+                f"solver='ekfac' takes the curvature of the usual GAN, but the update {update.name!r} has an objective "
+                "of its own. Choose solver='gmres', which takes any."
+            )
+
+
 def _player_inverse(game: Game, player: str, damping: float) -> CurvatureInverse:
-    network = game.step.players[PLAYERS.index(player)]
-    rule = getattr(game.step, f"optimizer_{player}")
     with torch.no_grad():
-        outputs = [output for record in game.records for output in _outputs(game, player, record)]
-    return CurvatureInverse(network, getattr(game.state, player), outputs, damping, decay_of(rule))
-
-
-def _outputs(game: Game, player: str, record: StepRecord) -> list[Callable[[Tensors], Tensor]]:
-    """Return the discriminator's outputs on what a player's loss looks at, as functions of the player's parameters."""
-    step, state = game.step, game.state
-    total = sum(len(r.indices) for r in game.records)
-    record, real = step.drawn(record, game.source), game.source[record.indices]
-    g, d = step.players
-    buffers_g = {**state.buffers_generator, **g.iterate(state.generator, state.buffers_generator)}
-    buffers_d = {**state.buffers_discriminator, **d.iterate(state.discriminator, state.buffers_discriminator)}
-
-    def judged(theta: Tensors, samples: Tensor, labels: Tensor | None, seed: int, loss) -> Tensor:
-        inputs = (samples,) if labels is None else (samples, labels)
-        output = one_number_per_sample(d(theta, buffers_d, inputs, seed)[0], len(samples))
-        return output * (_bend(loss, output) / total).sqrt()
-
-    if player == "discriminator":
-        fake, _ = step.generate(state.generator, state.buffers_generator, record)
-        return [
-            partial(judged, samples=real, labels=record.labels, seed=record.seed + 1, loss=step.loss.real),
-            partial(judged, samples=fake, labels=record.labels_d, seed=record.seed + 2, loss=step.loss.fake),
+        outputs = [
+            output
+            for record, x, share in game.chunks()
+            for done in record.updates
+            if game.step.update_named(done.name).trains == (player,)
+            for output in _outputs(game, record, done, x, share)
         ]
+    theta = game.state.params[player]
+    # One number for all parameters, which is what a Kronecker product can take.
+    n = sum(p.numel() for p in theta.values())
+    decay = sum(own * theta[name].numel() for name, own in game.decay(player).items()) / n
+    return CurvatureInverse(game.step.networks[player], theta, outputs, damping, decay)
 
-    def generated(theta: Tensors) -> Tensor:
-        assert record.latents_g is not None
-        inputs = (record.latents_g,) if record.labels_g is None else (record.latents_g, record.labels_g)
-        fake, _ = g(theta, buffers_g, inputs, record.seed if is_shared(record) else record.seed + 3)
-        return judged(state.discriminator, fake, record.labels_g, record.seed + 4, step.loss.generator)
 
-    return [generated]
+def _outputs(
+    game: Game, record: StepRecord, done: UpdateRecord, x: Tensor, share: float
+) -> list[Callable[[Tensors], Tensor]]:
+    """Return the discriminator's outputs on what an update's loss looks at, as functions of the update's parameters."""
+    step, state = game.step, game.state
+    update = step.update_named(done.name)
+    objective: Any = update.objective
+    player = update.trains[0]
+    weight = game.frequencies[done.name] * objective.scale * share / len(x)
+    batch = Batch(x, record.labels, record.indices, record.index, {}, done, lambda: done.draws["latents"])
+
+    def nets(name: str, theta: Tensors) -> Players:
+        return Players(
+            step.networks,
+            state.params,
+            {**state.params, player: theta},
+            game.buffers,
+            seed_of=lambda called, i: stream(record.seed, done.name, name, called, i),
+            device=x.device,
+        )
+
+    def weighed(output: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        return output * (_bend(loss, output) * weight).sqrt()
+
+    if player == "D":
+        fake = generated(nets("fake", state.params["D"]), batch)
+        looks = {
+            "real": (x, batch.y if objective.conditional else None, objective.loss.real),
+            "fake": (fake, done.draws.get("labels"), objective.loss.fake),
+        }
+
+        def rated(theta: Tensors, name: str) -> Tensor:
+            samples, labels, loss = looks[name]
+            return weighed(judged(nets(name, theta), batch, name, samples, labels), loss)
+
+        return [partial(rated, name=name) for name in looks]
+
+    def answered(theta: Tensors) -> Tensor:
+        players = nets("generator", theta)
+        output = judged(players, batch, "generator", generated(players, batch), done.draws.get("labels"))
+        return weighed(output, objective.loss.generator)
+
+    return [answered]
 
 
 def _bend(loss: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""The game Jacobian of a GAN as an operator, from the losses of its training step (theory, section 4)."""
+"""The game Jacobian of a training as an operator, from the objectives of its step (theory, section 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,36 +16,46 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 from torch.autograd import grad
 
-from ganclean.backends.adjoint import secant_width
 from ganclean.data import DataSource
-from ganclean.optim import AdamW, Clipped, Optimizer
-from ganclean.training.network import Network
-from ganclean.training.record import StepRecord
-from ganclean.training.state import Tensors, TrainingState, leaves, ravel, unravel
-from ganclean.training.step import TrainingStep
+from ganclean.dynamics.capture import AnyStep
+from ganclean.dynamics.cuts import Cuts, Stops
+from ganclean.dynamics.derivative import DirectionalDerivative, Secant
+from ganclean.dynamics.objective import Point
+from ganclean.dynamics.players import installed
+from ganclean.dynamics.randomness import stream
+from ganclean.dynamics.record import StepRecord, UpdateRecord
+from ganclean.dynamics.state import Tensors, TrainingState, leaves, ravel, unravel
+from ganclean.dynamics.step import Step
+from ganclean.dynamics.update import Update
+from ganclean.recipes.adversarial import DiscriminatorObjective
 
-PLAYERS = ("generator", "discriminator")
 # Of the vectors of spectral norms, which are functions of the parameters where power iteration has converged.
 POWER_ITERATIONS = 10
+# Over so many steps it is counted how often an update is due: a multiple of all small periods.
+COUNTED_STEPS = 5040
+# Generated samples that no instance's term depends on: enough for batch statistics.
+BYSTANDERS = 2
 
-Evaluate = Callable[[Tensors, Tensors], Tensor]
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Game:
-    """Both players' gradients at a state as functions of both players' parameters.
+    """All players' gradients at a state as functions of all players' parameters.
 
-    With g_G = ∇_{θ_G} L_G and g_D = ∇_{θ_D} L_D over a fixed batch, weight decay included, it multiplies the transpose
-    of J = ∂(g_G, g_D)/∂(θ_G, θ_D) and of its four blocks by vectors. The batch passes in chunks; latents, labels and
-    all else that is random belong to the chunk and stay as they are, so that J is one fixed matrix. Networks are in
-    training mode. The vectors of spectral norms are functions of the parameters.
+    A player's gradient g_p sums, over the updates that train it, the gradient of the update's objective times the share
+    of the steps in which it is due; weight decay is part of it. Over a fixed batch, a game multiplies the transpose of
+    J = ∂g/∂θ and of its blocks by vectors. The batch passes in chunks; latents, labels and all else that is random
+    belong to the chunk and stay as they are, so that J is one fixed matrix. Every update meets the same state. Networks
+    are in training mode. The vectors of spectral norms are functions of the parameters; what objectives carry from step
+    to step is constant.
 
-    Vectors are flat, θ_G before θ_D; their type may be another than the parameters'.
+    Vectors are flat, player after player, for a GAN θ_G before θ_D; their type may be another than the parameters'.
 
     Parameters
     ----------
-    step : TrainingStep
-        Knows networks, losses and penalty. A lazy penalty counts as what it is on average.
+    step : Step
+        Brings the objectives. A lazy penalty counts as what it is on average.
     state : TrainingState
     source : DataSource
     records : sequence of StepRecord
@@ -63,14 +74,14 @@ class Game:
     >>> from ganclean.networks import default_pair
     >>> source = DataSource(torch.randn(50, 2))
     >>> step = GANTrainer().make_step(*default_pair((2,), 32))
-    >>> game = Game(step, step.initial_state(), source, draw_chunks(len(source), 25))
-    >>> v_g, v_d = (torch.randn(n) for n in game.sizes)
-    >>> whole = game.rmatvec(torch.cat([v_g, v_d]))[: len(v_g)]
-    >>> torch.allclose(whole, game.own("generator", v_g) + game.cross("discriminator", v_d), rtol=1e-3, atol=1e-4)
+    >>> game = Game(step, step.initial_state(), source, draw_chunks(step, len(source), 25))
+    >>> v = torch.randn(sum(game.sizes))
+    >>> rows = [game.products(player, part)["G"] for player, part in game.split(v).items()]
+    >>> torch.allclose(game.split(game.rmatvec(v))["G"], sum(rows), rtol=1e-3, atol=1e-4)
     True
     """
 
-    step: TrainingStep
+    step: AnyStep
     state: TrainingState
     source: DataSource
     records: tuple[StepRecord, ...]
@@ -80,251 +91,247 @@ class Game:
     inverses: dict[float, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        penalty = self.step.penalty
-        if penalty is not None and penalty.every != 1:
-            step = replace(self.step, penalty=clone(penalty).set_params(every=1))
-            object.__setattr__(self, "step", step)
+        object.__setattr__(self, "step", _steady(self.step.plain))
 
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """The numbers of trained parameters of both players."""
-        return len(self._theta["generator"]), len(self._theta["discriminator"])
+    @cached_property
+    def players(self) -> tuple[str, ...]:
+        """The players that are trained, in the order of vectors."""
+        return tuple(player for player in self.step.players if self.state.params[player])
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of trained parameters of the players."""
+        return tuple(sum(p.numel() for p in self.state.params[player].values()) for player in self.players)
+
+    @cached_property
+    def frequencies(self) -> dict[str, float]:
+        """In which share of the steps each update is due, by its name."""
+        return {str(update.name): _frequency(update) for update in self.step.updates}
+
+    @cached_property
+    def buffers(self) -> dict[str, Tensors]:
+        """The buffers that every update starts from: those of the state, but for the vectors of spectral norms."""
+        with torch.no_grad():
+            return {
+                player: {**self.state.buffers[player], **self._normals(player, self.state.params[player])}
+                for player in self.step.players
+            }
+
+    def split(self, v: Tensor) -> dict[str, Tensor]:
+        """Return the parts of a vector by player."""
+        return dict(zip(self.players, v.split(self.sizes)))
 
     def rmatvec(self, v: Tensor) -> Tensor:
         """Return Jᵀ v, shape (n_parameters,)."""
-        from_g, from_d = (self.products(player, part) for player, part in zip(PLAYERS, v.split(self.sizes)))
-        return torch.cat([from_g[0] + from_d[1], from_g[1] + from_d[0]])
+        products = self._products(self.split(v), self.players)
+        return torch.cat([products[player] for player in self.players])
 
-    def own(self, player: str, v: Tensor) -> Tensor:
-        """Return (∂g_p/∂θ_p)ᵀ v of a player p: the curvature of its own loss times v."""
-        return self._products(player, v, [player])[player]
+    def products(self, player: str, v: Tensor, into: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Return (∂g_p/∂θ_q)ᵀ v of a player p for some players q, all by default, which costs little more than one."""
+        return self._products({player: v}, self.players if into is None else tuple(into))
 
-    def cross(self, player: str, v: Tensor) -> Tensor:
-        """Return (∂g_p/∂θ_q)ᵀ v of a player p, in the parameters θ_q of its opponent."""
-        rival = _rival(player)
-        return self._products(player, v, [rival])[rival]
-
-    def products(self, player: str, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `own` and `cross` together, which cost little more than one of them."""
-        both = self._products(player, v, PLAYERS)
-        return both[player], both[_rival(player)]
-
-    def gradient(self, player: str) -> Tensor:
-        """Return the gradient of a player's loss in its own parameters; 0 for both at a stationary point."""
-        total = torch.zeros_like(self._theta[player])
-        for record, real, share in self._chunks():
-            theta = leaves(getattr(self.state, player))
-            evaluate, _, held = self._loss(player, record, real, into=())
-            with torch.enable_grad():
-                # The vectors of spectral norms are constants to the gradient that trains.
-                moved = {n: t.clone() for n, t in theta.items()}
-                value = evaluate(theta, moved)
-            with self._network(player).installed(moved), self._network(_rival(player)).installed(held, trained=False):
-                total += share * _joined(grad(value, list(moved.values()), materialize_grads=True))
-        return total + decay_of(self._rule(player)) * self._theta[player]
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the gradient g_p of each player; all are 0 at a stationary point."""
+        params = self.state.params
+        total = {player: {n: self.decay(player)[n] * p for n, p in params[player].items()} for player in self.players}
+        for record, x, share in self.chunks():
+            for done in record.updates:
+                found, _ = self.step.gradient(0, _alone(record, done), x, self._point(x))
+                for (player, name), gradient in found.items():
+                    total[player][name] = total[player][name] + share * self.frequencies[done.name] * gradient
+        return {player: ravel(tensors) for player, tensors in total.items()}
 
     def along(self, v: Tensor) -> Tensor:
-        """Return ⟨v, ∇_{θ_D} ℓ_D(x)⟩ for each instance of the chunks, in their order, shape (n,).
+        """Return ⟨v, ∂(n g)/∂w_j⟩ for each of n instances in the order of the chunks, w_j its weight, shape (n,).
 
-        Two forward passes, or one forward-mode derivative: no gradient of a single instance is ever held.
+        For an instance with a loss of its own in a mean, that is the inner product of v with the gradient of this loss.
+        It takes two forward passes, or one forward-mode derivative, where objectives detach nothing; no gradient of a
+        single instance is ever held.
         """
-        theta, buffers = self.state.discriminator, self.state.buffers_discriminator
-        direction = v.to(self._theta["discriminator"])
-        width = float(secant_width(self._theta["discriminator"], direction, self.delta))
-        interpolates = self.step.penalty is not None and self.step.penalty.at == "interpolated"
-        with torch.no_grad():
-            played = [self._normals("discriminator", theta)] * 3
-        move = unravel(direction, theta)
+        moves = self._moves(self.split(v))
         parts = []
-        for record, real, _ in self._chunks():
-            fake = self._generated(record) if interpolates else real
-
-            def terms(params, functional=False, chunk=(record, real, fake)):
-                record, real, fake = chunk
-                return self.step.instance_terms(params, buffers, played, record, real, record.labels, fake, functional)
-
-            if self.derivative == "exact":
-                parts.append(torch.func.jvp(lambda p: terms(p, True), (theta,), (move,))[1].detach())
-            else:
-                ahead, behind = ({n: t + e * move[n] for n, t in theta.items()} for e in (width, -width))
-                parts.append((terms(ahead) - terms(behind)).detach() / (2 * width))
+        for record, x, _ in self.chunks():
+            total = x.new_zeros(len(x))
+            for done in record.updates:
+                if done.name in moves and getattr(self.step.update_named(done.name).objective, "weighted", True):
+                    share = len(x) * self.frequencies[done.name]
+                    total = total + share * self._in_weights(record, done, x, moves[done.name])
+            parts.append(total)
         return torch.cat(parts)
 
     def cotangent(self, gradient: TrainingState) -> Tensor:
-        """Return a metric's gradient in (θ_G, θ_D), float64.
+        """Return a metric's gradient in all players' parameters, float64.
 
         At a stationary point a moving average equals what it follows, and running statistics are functions of the
         parameters: the gradients in both go to the parameters.
         """
-        to_g = ravel(gradient.generator).double()
-        if gradient.average:
-            to_g = to_g + ravel(gradient.average).double()
-        total = torch.cat([to_g, ravel(gradient.discriminator).double()])
-        buffers = {**_named("generator", gradient.buffers_generator)}
-        buffers |= _named("discriminator", gradient.buffers_discriminator)
-        if not any(bool(c.any()) for c in buffers.values()):
+        to_params: dict[str, Tensors] = {}
+        to_buffers: Tensors = {}
+        for player in self.step.players:
+            average = gradient.averages.get(player, {})
+            to_params[player] = {n: c + average.get(n, 0.0) for n, c in gradient.params[player].items()}
+            for name, c in gradient.buffers[player].items():
+                to_buffers[f"{player}/{name}"] = c + average.get(name, 0.0)
+        total = torch.cat([ravel(to_params[player]).double() for player in self.players])
+        if not any(bool(c.any()) for c in to_buffers.values()):
             return total
         # Statistics settle where b = F(θ, b): their cotangent solves (I − ∂F/∂b)ᵀ x = c.
-        c = ravel(buffers).double().cpu().numpy()
+        cotangents = ravel(to_buffers).double().cpu().numpy()
 
         def residue(x: np.ndarray) -> np.ndarray:
-            return x - self._pull_buffers(torch.from_numpy(x).to(to_g.device), buffers)[1].cpu().numpy()
+            return x - self._pull_buffers(torch.from_numpy(x).to(total.device), to_buffers)[1].cpu().numpy()
 
-        operator = LinearOperator((len(c), len(c)), matvec=residue, dtype=np.float64)
-        tolerance = 10 * torch.finfo(self._theta["generator"].dtype).eps
-        settled = gmres(operator, c, rtol=tolerance, atol=0.0, restart=min(len(c), 20), maxiter=3)[0]
-        return total + self._pull_buffers(torch.from_numpy(settled).to(to_g.device), buffers)[0]
+        n = len(cotangents)
+        system = LinearOperator((n, n), matvec=residue, dtype=np.float64)
+        tolerance = 10 * torch.finfo(self.step.like.dtype).eps
+        settled = gmres(system, cotangents, rtol=tolerance, atol=0.0, restart=min(n, 20), maxiter=3)[0]
+        return total + self._pull_buffers(torch.from_numpy(settled).to(total.device), to_buffers)[0]
 
-    @cached_property
-    def _theta(self) -> dict[str, Tensor]:
-        return {player: ravel(getattr(self.state, player)) for player in PLAYERS}
-
-    def _network(self, player: str) -> Network:
-        return self.step.players[PLAYERS.index(player)]
-
-    def _rule(self, player: str) -> Optimizer:
-        return getattr(self.step, f"optimizer_{player}")
-
-    def _chunks(self) -> Iterator[tuple[StepRecord, Tensor, float]]:
+    def chunks(self) -> Iterator[tuple[StepRecord, Tensor, float]]:
         """Yield what each chunk drew, its instances, and its share of the batch."""
         n = sum(len(record.indices) for record in self.records)
         for record in self.records:
             yield self.step.drawn(record, self.source), self.source[record.indices], len(record.indices) / n
 
+    def decay(self, player: str) -> dict[str, float]:
+        """Return the weight decay in a player's gradient, by the names of its parameters."""
+        total = dict.fromkeys(self.state.params[player], 0.0)
+        for update in self.step.updates:
+            rule = self.step.rule_named(str(update.name))
+            for owner, name in self.step.names[str(update.name)]:
+                if owner == player:
+                    own = rule.decay_in_gradient(f"{player}.{name}")
+                    total[name] += self.frequencies[str(update.name)] * own
+        return total
+
+    def _point(self, x: Tensor) -> Point:
+        return Point({0: self.state.params}, {0: self.buffers}, self.state.carried, x.new_ones(len(x)))
+
     def _normals(self, player: str, theta: Tensors) -> Tensors:
         """Return the vectors of a player's spectral norms as functions of its parameters; empty where it has none."""
-        network, buffers = self._network(player), getattr(self.state, f"buffers_{player}")
+        network = self.step.networks[player]
         after: Tensors = {}
-        for _ in range(POWER_ITERATIONS):
-            after = network.iterate(theta, {**buffers, **after})
-            if not after:
-                break
+        for _ in range(POWER_ITERATIONS if network.is_iterated else 0):
+            after = network.iterate(theta, {**self.state.buffers[player], **after})
         return after
 
-    def _generated(self, record: StepRecord) -> Tensor:
-        with torch.no_grad():
-            return self.step.generate(self.state.generator, self.state.buffers_generator, record)[0]
+    def _moves(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the direction of each update that has one, as a vector in what it trains."""
+        directions: dict[Pair, Tensor] = {}
+        for player, params in self.state.params.items():
+            if player in parts:
+                pieces = unravel(parts[player].to(next(iter(params.values()))), params)
+                directions |= {(player, name): piece for name, piece in pieces.items()}
+        moves = {}
+        for update in self.step.updates:
+            pairs = self.step.names[str(update.name)]
+            own = [directions[pair] if pair in directions else torch.zeros_like(self._param(pair)) for pair in pairs]
+            move = torch.cat([piece.reshape(-1) for piece in own])
+            if bool(move.any()):
+                moves[str(update.name)] = move
+        return moves
 
-    def _products(self, player: str, v: Tensor, into) -> dict[str, Tensor]:
-        """Return (∂g_p/∂θ_q)ᵀ v of a player p for each q in `into`."""
-        theta = self._theta[player]
-        direction = v.to(theta)
-        total = {q: torch.zeros_like(self._theta[q]) for q in into}
-        if bool(direction.any()):
-            width = float(secant_width(theta, direction, self.delta))
-            for record, real, share in self._chunks():
-                for q, product in self._chunk_products(player, direction, width, record, real, into).items():
-                    total[q] += share * product
-            if player in total:
-                total[player] += decay_of(self._rule(player)) * direction
-        return {q: product.to(v.dtype) for q, product in total.items()}
+    def _param(self, pair: Pair) -> Tensor:
+        return self.state.params[pair[0]][pair[1]]
 
-    def _chunk_products(
-        self, player: str, v: Tensor, width: float, record: StepRecord, real: Tensor, into
-    ) -> dict[str, Tensor]:
-        """Differentiate the directional derivative of a player's loss along v in the parameters of both."""
-        params = getattr(self.state, player)
-        theta, move = leaves(params), unravel(v, params)
-        evaluate, sources, held = self._loss(player, record, real, into)
-        wanted = {**(_named("own", theta) if player in into else {}), **_named("cross", sources)}
-        totals = {name: torch.zeros_like(leaf) for name, leaf in wanted.items()}
-        for value, moved in self._directional(evaluate, theta, move, width):
-            with self._network(player).installed(moved), self._network(_rival(player)).installed(held):
-                gradients = grad(value, list(wanted.values()), materialize_grads=True)
-            # Detached, since early versions of torch fill gaps with zeros that require a gradient.
-            totals = {name: totals[name] + g.detach() for name, g in zip(wanted, gradients)}
+    def _derivative(self, record: StepRecord, done: UpdateRecord, x: Tensor, move: Tensor) -> DirectionalDerivative:
+        secant = None if self.derivative == "exact" else Secant(self.delta)
+        pairs = self.step.names[done.name]
+        return DirectionalDerivative(
+            self.step.plain, 0, _alone(record, done), x, self._point(x), pairs, move, {}, secant
+        )
+
+    def _products(self, parts: Mapping[str, Tensor], into: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return Σ_p (∂g_p/∂θ_q)ᵀ v_p for each q in `into`."""
+        (dtype,) = {part.dtype for part in parts.values()}
+        total: dict[tuple[str, str, str], Tensor] = {}
+        moves = self._moves(parts)
+        for record, x, share in self.chunks() if moves else ():
+            for done in record.updates:
+                if done.name not in moves:
+                    continue
+                found = self._derivative(record, done, x, moves[done.name]).in_players(into)
+                for (field_, _, player, name), c in found.items():
+                    own = share * self.frequencies[done.name] * c
+                    key = field_, player, name
+                    total[key] = total[key] + own if key in total else own
         products = {}
-        if player in into:
-            products[player] = ravel({n: totals[f"own/{n}"] for n in theta})
-        if _rival(player) in into:
-            products[_rival(player)] = self._to_rival(player, record, {n: totals[f"cross/{n}"] for n in sources})
+        for player in into:
+            params = self.state.params[player]
+            product = ravel({n: total.get(("params", player, n), torch.zeros_like(p)) for n, p in params.items()})
+            if total and self.step.networks[player].is_iterated:
+                traced = self.step.networks[player].traced
+                product = product + self._through_normals(player, {n: total["buffers", player, n] for n in traced})
+            if player in parts:
+                pieces = unravel(parts[player], params)
+                product = product + ravel({n: decay * pieces[n] for n, decay in self.decay(player).items()}).to(product)
+            products[player] = product.to(dtype)
         return products
 
-    def _loss(self, player: str, record: StepRecord, real: Tensor, into) -> tuple[Evaluate, Tensors, Tensors]:
-        """Return a player's loss on a chunk, the leaves through which it depends on the opponent, and those of them
-        that are the opponent's parameters.
-
-        The loss is a function of the player's parameters twice: as they are, which spectral norms look at, and moved.
-        """
-        step, state = self.step, self.state
-        if player == "discriminator":
-            fake = self._generated(record)
-            sources = leaves({"fake": fake}) if "generator" in into else {}
-            fake = sources.get("fake", fake)
-
-            def loss_d(theta: Tensors, moved: Tensors) -> Tensor:
-                played = [self._normals("discriminator", theta)] * 3
-                return step.discriminator_loss(moved, state.buffers_discriminator, played, record, real, fake)[0]
-
-            return loss_d, sources, {}
-        sources = leaves(state.discriminator) if "discriminator" in into else {}
-        rival = sources or state.discriminator
-
-        def loss_g(theta: Tensors, moved: Tensors) -> Tensor:
-            buffers_g = {**state.buffers_generator, **self._normals("generator", theta)}
-            buffers_d = {**state.buffers_discriminator, **self._normals("discriminator", rival)}
-            return step.generator_loss(moved, rival, buffers_g, buffers_d, record)[0]
-
-        return loss_g, sources, rival
-
-    def _directional(
-        self, evaluate: Evaluate, theta: Tensors, move: Tensors, width: float
-    ) -> Iterator[tuple[Tensor, Tensors]]:
-        """Yield scalars whose sum is a loss's derivative along `move`, each with the parameters it was evaluated at."""
-        if self.derivative == "exact":
-            with torch.enable_grad():
-                moved = {n: t.clone() for n, t in theta.items()}
-                value = evaluate(theta, moved)
-            with torch.enable_grad():
-                gradients = grad(value, list(moved.values()), create_graph=True, materialize_grads=True)
-                yield sum((g * move[n]).sum() for n, g in zip(moved, gradients)), moved  # type: ignore[misc]
-            return
-        for sign in (1, -1):
-            with torch.enable_grad():
-                moved = {n: t + sign * width * move[n] for n, t in theta.items()}
-                value = evaluate(theta, moved) * (sign / (2 * width))
-            yield value, moved
-
-    def _to_rival(self, player: str, record: StepRecord, cotangents: Tensors) -> Tensor:
-        """Return what reaches the opponent's parameters: at once, or through the generated samples."""
-        if player == "generator":
-            return ravel(cotangents)
-        theta = leaves(self.state.generator)
+    def _through_normals(self, player: str, cotangents: Tensors) -> Tensor:
+        """Return what reaches a player's parameters through the vectors of its spectral norms."""
+        theta = leaves(self.state.params[player])
         with torch.enable_grad():
-            buffers = {**self.state.buffers_generator, **self._normals("generator", theta)}
-            fake, _ = self.step.generate(theta, buffers, record)
-        with self._network("generator").installed(theta):
-            return _joined(grad(fake, list(theta.values()), cotangents["fake"], materialize_grads=True))
+            after = self._normals(player, theta)
+        with self.step.networks[player].installed(theta):
+            wanted, given = list(theta.values()), [cotangents[name] for name in after]
+            return _joined(grad(list(after.values()), wanted, given, materialize_grads=True))
+
+    def _in_weights(self, record: StepRecord, done: UpdateRecord, x: Tensor, move: Tensor) -> Tensor:
+        """Return the derivative of ⟨v, ∇L⟩ in the weights of a chunk's instances, L an update's objective."""
+        objective = self.step.update_named(done.name).objective
+        if isinstance(objective, DiscriminatorObjective) and not objective.interpolates(record.index):
+            done = replace(done, draws={name: _some(draw, len(x)) for name, draw in done.draws.items()})
+        if self.derivative == "secant" or getattr(objective, "stops", True):
+            return self._derivative(record, done, x, move).in_weights()
+        params = {f"{player}.{name}": self._param((player, name)) for player, name in self.step.names[done.name]}
+        theta, along = (dict(zip(self.step.names[done.name], t.values())) for t in (params, unravel(move, params)))
+        alone, point = _alone(record, done), self._point(x)
+
+        def slopes(moved: dict[Pair, Tensor]) -> Tensor:
+            def value(weights: Tensor) -> Tensor:
+                at = point._replace(weights=weights)
+                return self.step.objective(0, alone, x, at, moved, functional=True)[0]
+
+            return torch.func.grad(value)(point.weights)
+
+        return torch.func.jvp(slopes, (theta,), (along,))[1].detach()
 
     def _pull_buffers(self, x: Tensor, like: Tensors) -> tuple[Tensor, Tensor]:
-        """Return (∂F/∂θ)ᵀ x and (∂F/∂b)ᵀ x, float64, of the buffers F(θ, b) after a discriminator's update."""
+        """Return (∂F/∂θ)ᵀ x and (∂F/∂b)ᵀ x, float64, of the buffers F(θ, b) after a step in which θ stays."""
         step, state = self.step, self.state
-        to_theta = x.new_zeros(sum(self.sizes))
-        to_buffers = torch.zeros_like(x)
-        for record, real, share in self._chunks():
-            theta = {player: leaves(getattr(state, player)) for player in PLAYERS}
-            before = {p: leaves(self._network(p).trace(getattr(state, f"buffers_{p}"))) for p in PLAYERS}
-            b_g, b_d = ({**getattr(state, f"buffers_{p}"), **before[p]} for p in PLAYERS)
-            with torch.enable_grad():
-                fake, after_g = step.generate(theta["generator"], b_g, record)
-                played = step.iterated(theta["discriminator"], b_d, record)
-                after_d = step.discriminator_loss(theta["discriminator"], b_d, played, record, real, fake)[1][1]
-                after = {**_named("generator", after_g), **_named("discriminator", after_d)}
-                value = ravel({n: after[n] for n in like}) @ x.to(real)
-            sources = [leaf for p in PLAYERS for leaf in theta[p].values()]
-            buffers = {**_named("generator", before["generator"]), **_named("discriminator", before["discriminator"])}
-            with step.installed(theta["generator"], theta["discriminator"]):
-                gradients = grad(value, [*sources, *(buffers[name] for name in like)], materialize_grads=True)
-            to_theta += share * _joined(gradients[: len(sources)]).double()
-            to_buffers += share * _joined(gradients[len(sources) :]).double()
-        return to_theta, to_buffers
+        to_params, to_buffers = x.new_zeros(sum(self.sizes)), torch.zeros_like(x)
+        pairs = [(path.partition("/")[0], path.partition("/")[2]) for path in like]
+        for record, real, share in self.chunks():
+            theta = {player: leaves(params) for player, params in state.params.items()}
+            before = {player: leaves(network.trace(state.buffers[player])) for player, network in step.networks.items()}
+            buffers = {player: {**tensors, **before[player]} for player, tensors in state.buffers.items()}
+            # What is detached follows the state like all else.
+            with torch.enable_grad(), Stops(Cuts(set(), [])).applied():
+                for done in record.updates:
+                    live = {(player, name): theta[player][name] for player, name in step.names[done.name]}
+                    point = Point({0: theta}, {0: buffers}, state.carried, real.new_ones(len(real)))
+                    _, left, _ = step.objective(0, _alone(record, done), real, point, live)
+                    buffers = _blended(buffers, left.buffers, self.frequencies[done.name])
+                value = ravel({path: buffers[p][name] for path, (p, name) in zip(like, pairs)}) @ x.to(step.like)
+            sources = [leaf for player in self.players for leaf in theta[player].values()]
+            own = [before[player][name] for player, name in pairs]
+            with installed(step.networks, theta):
+                found = grad(value, [*sources, *own], materialize_grads=True)
+            to_params += share * _joined(found[: len(sources)]).double()
+            to_buffers += share * _joined(found[len(sources) :]).double()
+        return to_params, to_buffers
 
 
-def draw_chunks(n_samples: int, batch_size: int, n_batch: int | None = None, random_state=0) -> tuple[StepRecord, ...]:
+def draw_chunks(
+    step: AnyStep, n_samples: int, batch_size: int, n_batch: int | None = None, random_state=0, index: int = 0
+) -> tuple[StepRecord, ...]:
     """Return all rows in order, or so many random ones, in chunks of nearly equal size, each with a seed of its own.
 
     Parameters
     ----------
+    step : Step
+        Each chunk has all of its updates.
     n_samples : int
     batch_size : int
         The most rows in a chunk.
@@ -332,28 +339,66 @@ def draw_chunks(n_samples: int, batch_size: int, n_batch: int | None = None, ran
         How many rows; default all.
     random_state : int, RandomState instance or None, default=0
         Draws the rows and the seeds.
+    index : int, default=0
+        The number of the step that objectives are told.
     """
     rng = check_random_state(random_state)
     rows = np.arange(n_samples)
     if n_batch is not None and n_batch < n_samples:
         rows = np.sort(rng.permutation(n_samples)[:n_batch])
     chunks = np.array_split(rows, -(-len(rows) // batch_size))
-    return tuple(StepRecord(0, torch.from_numpy(chunk), int(rng.randint(2**31 - 8))) for chunk in chunks)
+    updates = tuple(UpdateRecord(str(update.name)) for update in step.updates)
+    return tuple(StepRecord(index, torch.from_numpy(chunk), int(rng.randint(2**31)), updates) for chunk in chunks)
 
 
-def _rival(player: str) -> str:
-    return PLAYERS[1 - PLAYERS.index(player)]
+def _alone(record: StepRecord, done: UpdateRecord) -> StepRecord:
+    """Return the record of a step of one of its updates, whose randomness is that of no other."""
+    return replace(record, seed=stream(record.seed, done.name), updates=(done,))
 
 
-def decay_of(rule: Optimizer) -> float:
-    """Return the weight decay that a rule adds to the gradient."""
-    inner = rule.optimizer if isinstance(rule, Clipped) else rule
-    return 0.0 if isinstance(inner, AdamW) else float(getattr(inner, "weight_decay", 0.0))
+def _steady(step: Step) -> Step:
+    """Return a step whose lazy penalties are what they are on average."""
+
+    def steady(update: Update) -> Update:
+        objective: Any = update.objective
+        if getattr(getattr(objective, "penalty", None), "every", 1) == 1 or not is_dataclass(update.objective):
+            return update
+        penalty = clone(objective.penalty).set_params(every=1)
+        steadied: Any = replace(objective, penalty=penalty)
+        return replace(update, objective=steadied)
+
+    updates = tuple(map(steady, step.updates))
+    unchanged = all(map(operator.is_, updates, step.updates))
+    return step if unchanged else replace(step, updates=updates, seen_calls={})
 
 
-def _named(prefix: str, tensors: Tensors) -> Tensors:
-    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+def _frequency(update: Update) -> float:
+    if not callable(update.due):
+        return 1 / update.due
+    frequency = sum(update.is_due(t) for t in range(COUNTED_STEPS)) / COUNTED_STEPS
+    if not frequency:
+        raise ValueError(
+            f"The update {update.name!r} is not due in any of the first {COUNTED_STEPS} steps, from which AID finds "
+            "out how often it happens. Say how often in the long run: Update(due=...) with a number."
+        )
+    return frequency
 
 
-def _joined(gradients) -> Tensor:
+def _some(draw: Any, n: int) -> Any:
+    return draw[:BYSTANDERS] if isinstance(draw, Tensor) and draw.ndim and len(draw) == n else draw
+
+
+def _blended(before: Mapping[str, Tensors], after: Mapping[str, Tensors], share: float) -> dict[str, Tensors]:
+    """Return buffers as they are on average where an update happens in a share of the steps."""
+
+    def blended(old: Tensor, new: Tensor) -> Tensor:
+        return torch.lerp(old, new, share) if share != 1 and new.is_floating_point() else new
+
+    return {
+        player: {name: blended(before[player][name], b) for name, b in tensors.items()}
+        for player, tensors in after.items()
+    }
+
+
+def _joined(gradients: Iterable[Tensor]) -> Tensor:
     return torch.cat([g.detach().reshape(-1) for g in gradients])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 
@@ -13,28 +15,32 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from ganclean.backends.adjoint import (
+from ganclean.backends.base import InfluenceBackend
+from ganclean.backends.calibration import best_width, calibrate_width
+from ganclean.backends.resumable import Reached, progress_key
+from ganclean.dynamics.adjoint import (
     Adjoint,
-    Secant,
     StepAdjoint,
     check_second_derivative,
     exact_adjoint,
     secant_adjoint,
-    secant_width,
+    sensitivities,
+    states_between,
 )
-from ganclean.backends.base import InfluenceBackend
-from ganclean.backends.calibration import best_width, calibrate_width
-from ganclean.backends.resumable import Reached, progress_key
+from ganclean.dynamics.capture import AnyStep
+from ganclean.dynamics.derivative import Secant
+from ganclean.dynamics.dispatch import is_dispatch_bound
+from ganclean.dynamics.randomness import seeded, stream
+from ganclean.dynamics.record import StepRecord, mapped
+from ganclean.dynamics.state import TrainingState, map_state, ravel
+from ganclean.dynamics.step import Step
 from ganclean.exceptions import NonFiniteError
-from ganclean.training.dispatch import is_dispatch_bound
-from ganclean.training.network import seeded
-from ganclean.training.record import StepRecord
-from ganclean.training.state import TrainingState, map_state, ravel, unravel
-from ganclean.training.step import TrainingStep
-from ganclean.training.trajectory import Trajectory
+from ganclean.runs.trajectory import Trajectory
 
 DERIVATIVES = ("secant", "exact")
 SECONDS_BETWEEN_SAVES = 10.0
+# New instances are judged about so many at a time.
+CHUNK = 256
 
 
 class ITD(InfluenceBackend):
@@ -51,8 +57,9 @@ class ITD(InfluenceBackend):
     last_epochs : int, optional
         Trace back so many epochs, which predicts the effect of a removal during these epochs; default the whole run.
     derivative : {"secant", "exact"}, default="secant"
-        "exact" is `torch.func.vjp` of the step. "secant" takes central differences of first gradients instead: it is
-        cheaper, needs no second derivative of the networks, and predicts better where they have kinks (ReLU).
+        "exact" takes second derivatives of the objectives. "secant" takes central differences of first gradients
+        instead: it is cheaper, needs no second derivative of the networks, and predicts better where they have kinks
+        (ReLU).
     delta : float or "auto", default=1e-2
         Relative width of the secant, δ = ε‖v‖/‖θ‖: about the size of the change that a removal makes. "auto" takes the
         one of four that best predicts the removal of ten random groups of 5%, really replayed over one epoch.
@@ -145,8 +152,9 @@ class ITD(InfluenceBackend):
         self.deviation_ = reached.notes.get("deviation", math.nan)
         saved = time.monotonic()
         try:
-            for record, state, adjoints, growth in self._trace(trajectory, gradients, reached, self_check=True):
-                contributions = self._contributions(trajectory, state, record, adjoints)
+            for record, around, adjoints, growth in self._trace(trajectory, gradients, reached, self_check=True):
+                contributions = self._contributions(trajectory, around, record, adjoints)
+                del around
                 influences = {
                     name: _subtracted(reached.influences[name], record.indices, weights)
                     for name, weights in contributions.items()
@@ -173,24 +181,25 @@ class ITD(InfluenceBackend):
         start = trajectory.start_of_last(self.last_epochs)
         n_steps = len(trajectory) - start
         total, draws = np.zeros(len(samples)), 0
-        for record, state, adjoints, _ in self._trace(trajectory, {name: gradient}):
-            score = self._outsider(trajectory.step, state, record, adjoints[name])
-            chunks = [score(x, y) for x, y in samples.labelled_batches(max(len(record.indices), 256))]
+        newcomers = _Newcomers(trajectory, self._secant())
+        for record, around, adjoints, _ in self._trace(trajectory, {name: gradient}):
+            newcomers.meet(record, around, adjoints[name])
+            chunks = [newcomers.judge(x, y) for x, y in samples.labelled_batches(newcomers.chunk_size)]
             total -= torch.cat(chunks).double().cpu().numpy()
             draws += len(record.indices)
         # The mean over steps, times how often the window draws one instance, puts fresh and trained instances on one
         # scale.
         return total / n_steps * (draws / len(trajectory.source))
 
-    def probe(self, step: TrainingStep, state: TrainingState, record: StepRecord, real: Tensor) -> None:
+    def probe(self, step: AnyStep, state: TrainingState, record: StepRecord, x: Tensor) -> None:
         """Trace one step, with its own new state as cotangent, to find out whether the networks allow it."""
         self._check_parameters()
-        after = step(state, record, real)
+        after = step(state, record, x)
         if self.derivative == "exact":
-            check_second_derivative(step, state, record, real)
+            check_second_derivative(step.plain, state, record, x)
         # Cloned, since a graph that has met one tensor in two places is compiled anew for two.
         cotangent = map_state(torch.clone, step.differentiable(after))
-        self._adjoint(1e-2)(step, state, after, record, real, [cotangent])
+        self._adjoint(1e-2)(step, state, after, record, x, [cotangent])
 
     def _check_parameters(self) -> None:
         if self.derivative not in DERIVATIVES:
@@ -218,10 +227,15 @@ class ITD(InfluenceBackend):
         return best_width(self.calibration_)
 
     def _adjoint(self, delta: float) -> Adjoint:
+        secant = self._secant(delta)
+        return exact_adjoint if secant is None else partial(secant_adjoint, secant=secant)
+
+    def _secant(self, delta: float | None = None) -> Secant | None:
+        """Return how the secant looks; None where derivatives are exact."""
         if self.derivative == "exact":
-            return exact_adjoint
-        secant = Secant(delta, n_perturbations=int(self.n_perturbations), perturbation=float(self.perturbation))
-        return partial(secant_adjoint, secant=secant)
+            return None
+        delta = self.delta_ if delta is None else delta
+        return Secant(delta, n_perturbations=int(self.n_perturbations), perturbation=float(self.perturbation))
 
     def _trace(
         self,
@@ -229,21 +243,21 @@ class ITD(InfluenceBackend):
         gradients: Mapping[str, TrainingState],
         reached: Reached | None = None,
         self_check: bool = False,
-    ) -> Iterator[tuple[StepRecord, TrainingState, dict[str, StepAdjoint], dict[str, float]]]:
-        """Yield each traced step, from the last one not yet traced to the first: what it drew, the state before it, the
-        adjoints of all metrics, and how far each has grown. The self-check takes the first that has contributions.
+    ) -> Iterator[tuple[StepRecord, tuple[TrainingState, TrainingState], dict[str, StepAdjoint], dict[str, float]]]:
+        """Yield each traced step, from the last one not yet traced to the first: what it drew, the states around it,
+        the adjoints of all metrics, and how far each has grown. The self-check takes the first that has contributions.
         """
         self_check = self_check and self.derivative == "secant" and math.isnan(self.deviation_)
-        adjoint, step, source = self._adjoint(self.delta_), trajectory.step, trajectory.source
+        adjoint, step = self._adjoint(self.delta_), trajectory.step
         sizes = {name: _size(gradient) for name, gradient in gradients.items()}
         cotangents = dict(gradients if reached is None else reached.cotangents)
         end = None if reached is None else reached.end
         # A stack of two takes longer than one after the other (benchmarks/speed.py).
         stacked: bool | None = None if len(cotangents) > 2 else False
         for record, before, after in trajectory.backwards(trajectory.start_of_last(self.last_epochs), end):
-            args = step, before, after, record, source[record.indices], list(cotangents.values())
+            args = step, before, after, record, trajectory.instances(record), list(cotangents.values())
             if stacked is None:
-                stacked = is_dispatch_bound(step, before, record, args[4]) and _can_be_stacked(adjoint, *args)
+                stacked = is_dispatch_bound(step.plain, before, record, args[4]) and _can_be_stacked(adjoint, *args)
             adjoints = dict(zip(cotangents, adjoint(*args, stacked=stacked)))
             if self_check and any(bool(one.weights.any()) for one in adjoints.values()):
                 self.deviation_, self_check = _deviation(adjoints, *args), False
@@ -252,9 +266,10 @@ class ITD(InfluenceBackend):
                 self._check_growth(name, growth[name], one, record.index, len(trajectory))
                 if self._propagates:
                     cotangents[name] = one.cotangent
-            # Memory holds what was recomputed; this one is not needed any more.
-            del after, args
-            yield record, before, adjoints, growth
+            # Memory holds what was recomputed; these are not needed any more.
+            del args
+            yield record, (before, after), adjoints, growth
+            del before, after
 
     def _check_growth(self, name: str, growth: float, adjoint: StepAdjoint, index: int, n_steps: int) -> None:
         if math.isfinite(growth + float(adjoint.weights.sum())) and growth <= self.max_growth:
@@ -268,44 +283,115 @@ class ITD(InfluenceBackend):
         )
 
     def _contributions(
-        self, trajectory: Trajectory, state: TrainingState, record: StepRecord, adjoints: Mapping[str, StepAdjoint]
+        self,
+        trajectory: Trajectory,
+        around: tuple[TrainingState, TrainingState],
+        record: StepRecord,
+        adjoints: Mapping[str, StepAdjoint],
     ) -> dict[str, Tensor]:
         """Return (∂Φ/∂w)ᵀ λ of the drawn instances for each metric, averaged over augmentations where there are any."""
         contributions = {name: one.weights for name, one in adjoints.items()}
         if self.augmentation is None:
             return contributions
-        real = trajectory.source[record.indices]
-        scores = {name: self._outsider(trajectory.step, state, record, one) for name, one in adjoints.items()}
+        step, x = trajectory.step.plain, trajectory.instances(record)
+        states = states_between(step, *around, record, x)
         for i in range(self.n_augmentations):
-            with seeded((record.seed + i) % 2**32), torch.no_grad():
-                copies = self.augmentation(real)
-            if copies.shape != real.shape:
+            with seeded(stream(record.seed, "augmentation", i), x.device), torch.no_grad():
+                copies = self.augmentation(x)
+            if copies.shape != x.shape:
                 raise ValueError(
-                    f"augmentation must keep the shape of a batch, {tuple(real.shape)}; it returned "
-                    f"{tuple(copies.shape)}."
+                    f"augmentation must keep the shape of a batch, {tuple(x.shape)}; it returned {tuple(copies.shape)}."
                 )
-            for name, score in scores.items():
-                contributions[name] = contributions[name] + score(copies, record.labels)
+            for name, one in adjoints.items():
+                of_copies = sensitivities(
+                    step, states, record, copies, torch.ones_like(one.weights), one.pushes, self._secant()
+                )
+                contributions[name] = contributions[name] + of_copies
         return {name: total / (self.n_augmentations + 1) for name, total in contributions.items()}
 
-    def _outsider(
-        self, step: TrainingStep, state: TrainingState, record: StepRecord, adjoint: StepAdjoint
-    ) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """Return what gives (∂Φ/∂w)ᵀ λ for instances that the step did not draw: ⟨push, ∇ℓ(x)⟩ / batch size."""
-        theta, push, n = state.discriminator, adjoint.push, len(record.indices)
-        with torch.no_grad():
-            fake, _ = step.generate(state.generator, state.buffers_generator, record)
-            played = step.iterated(theta, state.buffers_discriminator, record)
 
-        def terms(params, x, y, functional=False):
-            return step.instance_terms(params, state.buffers_discriminator, played, record, x, y, fake, functional)
+class _Newcomers:
+    """Judges instances that a step did not draw inside its own batch, at weight zero.
 
-        if self.derivative == "exact":
-            return lambda x, y: torch.func.jvp(lambda p: terms(p, x, y, True), (theta,), (push,))[1] / n
-        flat, v = ravel(theta), ravel(push)
-        width = secant_width(flat, v, self.delta_)
-        plus, minus = (unravel(flat + sign * width * v, theta) for sign in (1, -1))
-        return lambda x, y: (terms(plus, x, y) - terms(minus, x, y)).detach() / (2 * width * n)
+    Each is normalised by the batch statistics of the drawn instances, whatever its company.
+
+    Parameters
+    ----------
+    trajectory : Trajectory
+    secant : Secant or None
+        None for the exact derivative.
+    """
+
+    def __init__(self, trajectory: Trajectory, secant: Secant | None):
+        self.trajectory, self.secant = trajectory, secant
+        self.step = _in_one_slice(trajectory.step.plain)
+        # By update: which power of the batch's size its objective divides by.
+        self.powers: dict[str, int] = {}
+
+    def meet(self, record: StepRecord, around: tuple[TrainingState, TrainingState], adjoint: StepAdjoint) -> None:
+        """Join a step, given the states around it and its adjoint."""
+        self.record, self.own, self.pushes = record, self.trajectory.instances(record), adjoint.pushes
+        self.around = states_between(self.trajectory.step.plain, *around, record, self.own)
+        for done in record.updates:
+            power = None if done.name in self.powers else self._power(done.name)
+            if power is not None:
+                self.powers[done.name] = power
+
+    @property
+    def chunk_size(self) -> int:
+        """How many instances are judged at a time: as many as the batch holds, or several times that."""
+        n = len(self.own)
+        return n * max(1, CHUNK // n)
+
+    def judge(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Return (∂Φ/∂w)ᵀ λ of some instances, shape (n,)."""
+        n, n_own = len(x), len(self.own)
+        # Filled up with the drawn instances, so that what divides the batch divides the larger one.
+        fill = torch.arange(-n % n_own)
+        joined = torch.cat([self.own, x, self.own[fill]])
+        labels = None
+        if self.record.labels is not None and y is not None:
+            labels = torch.cat([self.record.labels, y, self.record.labels[fill]])
+        powers = {done.name: self.powers.get(done.name, 1) for done in self.record.updates}
+        factors = {name: (len(joined) / n_own) ** power for name, power in powers.items()}
+        with ExitStack() as stack:
+            for network in self.step.networks.values():
+                stack.enter_context(network.own_statistics(n_own, len(joined)))
+            return self._looked(joined, labels, factors)[n_own : n_own + n]
+
+    def _power(self, name: str) -> int | None:
+        """Return 1 for a mean over the batch, 0 for a sum: found by looking at a batch of twice the same instances.
+
+        None where nothing is seen, such as before anything that a metric depends on is reached.
+        """
+        twice = None if self.record.labels is None else torch.cat([self.record.labels] * 2)
+        alone = self._looked(self.own, self.record.labels, {name: 1.0}).double()
+        among = self._looked(torch.cat([self.own] * 2), twice, {name: 1.0})[: len(self.own)].double()
+        product, size = float((alone * among).sum()), float(among.square().sum())
+        # Randomness in the networks is not the same in a larger batch, so that the ratio is not exactly a power of 2.
+        return round(math.log2(product / size)) if product > 0 else None
+
+    def _looked(self, x: Tensor, labels: Tensor | None, factors: Mapping[str, float]) -> Tensor:
+        """Return (∂Φ/∂w)ᵀ λ in a batch whose first instances are the drawn ones, the others at weight zero.
+
+        What was drawn for each instance serves the others in turn.
+        """
+        n_own = len(self.own)
+        turn = torch.arange(len(x)) % n_own
+
+        def repeated(draw: Tensor) -> Tensor:
+            return draw[turn] if draw.ndim and len(draw) == n_own else draw
+
+        record = replace(mapped(self.record, repeated), indices=self.record.indices[turn], labels=labels)
+        weights = torch.cat([x.new_ones(n_own), x.new_zeros(len(x) - n_own)])
+        return sensitivities(self.step, self.around, record, x, weights, self.pushes, self.secant, factors)
+
+
+def _in_one_slice(step: Step) -> Step:
+    """Return a step whose objectives see their batches as a whole."""
+    if all(update.micro == 1 for update in step.updates):
+        return step
+    return replace(step, updates=tuple(replace(update, micro=1) for update in step.updates), seen_calls={})
 
 
 def _subtracted(influence: np.ndarray, rows: Tensor, weights: Tensor) -> np.ndarray:
@@ -316,8 +402,8 @@ def _subtracted(influence: np.ndarray, rows: Tensor, weights: Tensor) -> np.ndar
 
 
 def _size(cotangent: TrainingState) -> float:
-    """Return the Euclidean norm of a cotangent in the parameters and the average."""
-    parts = (cotangent.generator, cotangent.discriminator, cotangent.average)
+    """Return the Euclidean norm of a cotangent in the parameters and the averages."""
+    parts = [*cotangent.params.values(), *cotangent.averages.values()]
     return math.sqrt(sum(float(ravel(part).double().square().sum()) for part in parts if part))
 
 
@@ -332,18 +418,18 @@ def _can_be_stacked(adjoint: Adjoint, *args) -> bool:
 
 def _deviation(
     adjoints: Mapping[str, StepAdjoint],
-    step: TrainingStep,
+    step: AnyStep,
     before: TrainingState,
     after: TrainingState,
     record: StepRecord,
-    real: Tensor,
+    x: Tensor,
     cotangents: list[TrainingState],
 ) -> float:
     """Return how far the secant's contributions of the instances are from the exact ones; NaN where there are none."""
     try:
-        check_second_derivative(step, before, record, real)
+        check_second_derivative(step.plain, before, record, x)
         # Once only, which is not worth a graph.
-        exact = exact_adjoint(step.plain, before, after, record, real, cotangents)
+        exact = exact_adjoint(step.plain, before, after, record, x, cotangents)
     except (RuntimeError, NotImplementedError):
         return math.nan
     expected = torch.cat([one.weights for one in exact])

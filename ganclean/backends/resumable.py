@@ -10,9 +10,9 @@ import torch
 
 from ganclean._version import __version__
 from ganclean.backends.base import InfluenceBackend
-from ganclean.training.state import TrainingState, flatten_state, unflatten_state
-from ganclean.training.tensorfile import content_hash
-from ganclean.training.trajectory import Trajectory
+from ganclean.dynamics.state import TrainingState, empty_parts, flatten_state, unflatten_state
+from ganclean.runs.tensorfile import content_hash
+from ganclean.runs.trajectory import Trajectory
 
 
 class Reached(NamedTuple):
@@ -53,7 +53,8 @@ class Reached(NamedTuple):
             prefix = f"{number}/cotangent/"
             influences[name] = tensors[f"{number}/influence"].cpu().numpy()
             cotangents[name] = unflatten_state(
-                {path.removeprefix(prefix): tensor for path, tensor in tensors.items() if path.startswith(prefix)}
+                {path.removeprefix(prefix): tensor for path, tensor in tensors.items() if path.startswith(prefix)},
+                metadata["empty"],
             )
         return cls(metadata["end"], cotangents, influences, metadata["notes"])
 
@@ -64,7 +65,8 @@ class Reached(NamedTuple):
             tensors[f"{number}/influence"] = torch.from_numpy(self.influences[name])
             for path, tensor in flatten_state(cotangent).items():
                 tensors[f"{number}/cotangent/{path}"] = tensor
-        metadata = {"end": self.end, "metrics": list(self.cotangents), "notes": self.notes}
+        empty = empty_parts(next(iter(self.cotangents.values())))
+        metadata = {"end": self.end, "metrics": list(self.cotangents), "notes": self.notes, "empty": empty}
         trajectory.store.save_progress(key, tensors, metadata)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from numbers import Integral
@@ -17,20 +18,26 @@ from ganclean.backends import InfluenceBackend, resolve_backend
 from ganclean.cleansing._base import Cleanser
 from ganclean.cleansing.removal import best_count, values_after_removal
 from ganclean.data import DataSource, checked_data, fingerprint
+from ganclean.dynamics.capture import AnyStep
+from ganclean.dynamics.network import loaded
+from ganclean.dynamics.randomness import stream
 from ganclean.exceptions import NonFiniteError
 from ganclean.metrics import resolve_metric
 from ganclean.metrics.base import Metric
 from ganclean.metrics.evaluation import Evaluator
 from ganclean.parallel import side_by_side
-from ganclean.progress import progress_bars
-from ganclean.training.network import loaded
+from ganclean.progress import Progress, progress_bars
+from ganclean.runs.replay import Replay, proven_end
+from ganclean.runs.smoothness import metasmoothness
+from ganclean.runs.trajectory import Trajectory
 from ganclean.training.preparation import attached, labels_for, prepared
 from ganclean.training.probe import CostEstimate, estimate_cost, probe_step
-from ganclean.training.replay import Replay
-from ganclean.training.smoothness import metasmoothness
-from ganclean.training.step import TrainingStep
-from ganclean.training.trainer import GANTrainer, Progress
-from ganclean.training.trajectory import Trajectory
+from ganclean.training.trainer import GANTrainer
+
+# Samples that are made at a time.
+CHUNK = 500
+# By how much of itself a metric may differ after a replay of the run as it was.
+REPLAYED = 1e-3
 
 
 class GANInfluence(Cleanser):
@@ -45,6 +52,8 @@ class GANInfluence(Cleanser):
         The networks: a module (copied, its weights are the initial ones), a function from the shape of one instance to
         a module, or None for a small default. The generator maps latents of shape (n, latent_dim) to samples, the
         discriminator samples to one number each.
+    players : dict of str to module or callable, optional
+        Further networks that the trainer's `updates` name, such as the head of an auxiliary classifier.
     trainer : GANTrainer, optional
         How to train; default ``GANTrainer()``.
     metric : str, Metric or dict of str to these, default="fid"
@@ -86,7 +95,10 @@ class GANInfluence(Cleanser):
     threshold_ : float
         The highest harmfulness among the kept instances; `transform` drops new ones above it.
     generator_, discriminator_ : torch.nn.Module
-        The trained networks in evaluation mode; with a moving average, the averaged generator.
+        The trained networks in evaluation mode; with a moving average, the averaged generator. The second is None where
+        there is no player D.
+    players_ : dict of str to torch.nn.Module
+        All of them.
     metric_, metrics_ : Metric, dict of str to Metric
         The fitted metric that decides, and all of them.
     metric_name_ : str
@@ -127,8 +139,8 @@ class GANInfluence(Cleanser):
     >>> import numpy as np
     >>> from ganclean import GANInfluence, GANTrainer
     >>> X = np.random.default_rng(0).normal(size=(100, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=5), n_remove=10, random_state=0).fit(X)
-    >>> cleaner.transform(X).shape
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=5), n_remove=10, random_state=0).fit(X)
+    >>> cleanser.transform(X).shape
     (90, 2)
     """
 
@@ -137,6 +149,7 @@ class GANInfluence(Cleanser):
         generator=None,
         discriminator=None,
         *,
+        players=None,
         trainer=None,
         metric="fid",
         backend="itd",
@@ -149,6 +162,7 @@ class GANInfluence(Cleanser):
     ):
         self.generator = generator
         self.discriminator = discriminator
+        self.players = players
         self.trainer = trainer
         self.metric = metric
         self.backend = backend
@@ -190,6 +204,8 @@ class GANInfluence(Cleanser):
             If the networks, the metric or the given trajectory do not fit.
         NonFiniteError
             If training diverges or an adjoint overflows.
+        ReplayMismatchError
+            If a given record, replayed without any removal, does not end where it ended.
         """
         data = self._check_data(X, reset=True)
         self.reference_ = data if X_val is None else self._check_data(X_val)
@@ -202,6 +218,7 @@ class GANInfluence(Cleanser):
             self._check_trained(backend, trajectory)
         if trajectory is not None and not isinstance(trajectory, Trajectory):
             trajectory = Trajectory.open(trajectory)
+        given = trajectory is not None
         seeds = self._seeds()
         self._fingerprint = fingerprint(data)
         if trajectory is not None and trajectory.is_of_own_loop:
@@ -210,10 +227,10 @@ class GANInfluence(Cleanser):
                     "The trajectory is of your own training loop and brings its networks along. Leave generator, "
                     "discriminator and trainer out: GANInfluence(metric=..., backend=...).fit(X, trajectory=...)."
                 )
-            trainer, (step, source) = None, attached(trajectory, data, y)
-            record = trajectory[0]
+            trajectory, source = attached(trajectory, data, y)
+            trainer, step, record = None, trajectory.step, trajectory[0]
         else:
-            trainer, step, source = self._prepare(data, y, seeds["initial"])
+            trainer, step, source = self.prepare(data, y, seeds["initial"])
             labels = "" if source.labels is None else f" {fingerprint(source.labels)}"
             description = trainer.describe(step, len(data), self._fingerprint + labels)
             record = step.drawn(next(trainer.draw(step, source, 0)), source)
@@ -222,7 +239,7 @@ class GANInfluence(Cleanser):
             elif trajectory is not None:
                 trajectory.check_matches(description)
                 trajectory.check_complete()
-                trajectory.bind(step, source)
+                trajectory = trajectory.bind(step, source)
                 trajectory.memory_budget = trainer.memory_budget
         probe = getattr(backend, "probe", None)
         if probe is not None:
@@ -232,14 +249,14 @@ class GANInfluence(Cleanser):
         self.trainer_ = trainer
         self._evaluation_seed = seeds["evaluation"]
         n_latents = max(metric.sample_size for metric in self.metrics_.values())
-        evaluator = self._evaluator(n_latents, step=step, source=source)
+        evaluator = self.evaluator(n_latents, step=step, source=source)
         for name, metric in self.metrics_.items():
             # A metric that has no gradient says so now instead of after training; one that is not finite yet may be.
             with suppress(NonFiniteError):
                 evaluator.gradient(name, metric, step.initial_state())
         with progress_bars(self.verbose) as progress:
             if trajectory is None:
-                trajectory = trainer.record(  # type: ignore[union-attr]
+                trajectory = trainer.train(  # type: ignore[union-attr]
                     step,
                     source,
                     description,
@@ -249,14 +266,16 @@ class GANInfluence(Cleanser):
                 )
             self.trajectory_ = trajectory
             final = trajectory.state(len(trajectory))
-            self.generator_ = loaded(step.generator, final.evaluated, final.buffers_generator)
-            self.discriminator_ = loaded(step.discriminator, final.discriminator, final.buffers_discriminator)
+            self.players_ = {player: loaded(m, final.module_values(player)) for player, m in step.players.items()}
+            self.generator_, self.discriminator_ = self.players_["G"], self.players_.get("D")
             both = {name: evaluator.gradient(name, metric, final) for name, metric in self.metrics_.items()}
             self.metric_values_ = {name: value for name, (value, _) in both.items()}
             self.metric_value_ = self.metric_values_[selected]
             self.gradients_ = {name: gradient for name, (_, gradient) in both.items()}
             self.metric_name_ = selected
             self.objective_ = f"influence:{selected}"
+            if backend.needs_run and (given or step.like.device.type != "cpu"):
+                self._check_replay(evaluator, backend)
             self.backend_ = backend.fit(trajectory, self.gradients_, progress)
             runs = [self.backend_.influences_, *self._further_runs(seeds["runs"], progress)]
         # A back-end that predicts nothing says how harmful instances are, whichever way a metric goes.
@@ -268,7 +287,7 @@ class GANInfluence(Cleanser):
         harmfulness = _sign(self.metric_) * self.influence_
         if n_remove is None:
             # Other latents than those that the influence was computed on.
-            fresh = self._evaluator(self.metric_.sample_size, (seeds["evaluation"] + 1) % 2**32)
+            fresh = self.evaluator(self.metric_.sample_size, (seeds["evaluation"] + 1) % 2**32)
             window = backend.traced_epochs()
             self.removal_values_ = values_after_removal(trajectory, harmfulness, self.metric_, fresh, window)
             n_remove = best_count(self.removal_values_, self.metric_)
@@ -289,7 +308,7 @@ class GANInfluence(Cleanser):
         """
         check_is_fitted(self)
         metric = clone(self.metric_).fit(self._check_data(X))
-        value = self._evaluator(metric.sample_size).value(metric, self.trajectory_.state(len(self.trajectory_)))
+        value = self.evaluator(metric.sample_size).value(metric, self.trajectory_.state(len(self.trajectory_)))
         return _sign(metric) * value
 
     def sample(self, n_samples=1):
@@ -307,7 +326,7 @@ class GANInfluence(Cleanser):
             What a conditional generator made them for.
         """
         check_is_fitted(self)
-        evaluator = self._evaluator(n_samples, check_random_state(self.random_state).randint(2**31))
+        evaluator = self.evaluator(n_samples, check_random_state(self.random_state).randint(2**31))
         samples = evaluator.samples(self.trajectory_.state(len(self.trajectory_)), n_samples)
         both = samples, evaluator.labels
         return tuple(t.cpu().numpy() if self._returns_arrays and t is not None else t for t in both)
@@ -328,7 +347,7 @@ class GANInfluence(Cleanser):
         """
         data = checked_data(X)
         backend = resolve_backend(self.backend)
-        trainer, step, source = self._prepare(data, y, self._seeds()["initial"])
+        trainer, step, source = self.prepare(data, y, self._seeds()["initial"])
         description = trainer.describe(step, len(data), "")
         trajectory = Trajectory(description)
         plan = trainer.plan(step, len(trajectory), trajectory.start_of_last(_kept_epochs(backend)))
@@ -352,6 +371,20 @@ class GANInfluence(Cleanser):
             start = self.trajectory_.start_of_last(self.backend_.traced_epochs())
             self._smoothness = metasmoothness(Replay.of(self.trajectory_, start))
         return self._smoothness
+
+    def _check_replay(self, evaluator: Evaluator, backend: InfluenceBackend) -> None:
+        """Replay the traced epochs without any removal, and say where the metric is not the recorded one."""
+        start = self.trajectory_.start_of_last(backend.traced_epochs())
+        end = proven_end(self.trajectory_, start)
+        for name, metric in self.metrics_.items():
+            recorded, replayed = self.metric_values_[name], evaluator.value(metric, end)
+            if not abs(replayed - recorded) <= REPLAYED * abs(recorded):
+                warnings.warn(
+                    f"Replaying the traced epochs without any removal gives {replayed:.6g} for the metric {name!r}, "
+                    f"not the recorded {recorded:.6g}: rounding grows so much on the way that smaller effects of a "
+                    "removal cannot be told from it. Trace fewer epochs (last_epochs), or train in float64.",
+                    stacklevel=3,
+                )
 
     def _check_trained(self, backend: InfluenceBackend, trajectory: Any) -> None:
         """Raise `ValueError` where trained networks alone are not enough for what is asked."""
@@ -379,7 +412,7 @@ class GANInfluence(Cleanser):
         seeds: dict[str, Any] = {name: int(rng.randint(2**31)) for name in ("initial", "training", "evaluation")}
         return seeds | {"runs": rng.randint(2**31, size=self.n_runs - 1).tolist()}
 
-    def _sibling(self, seed: int, **changes) -> GANInfluence:
+    def sibling(self, seed: int, **changes) -> GANInfluence:
         """Return an unfitted copy with another seed that stores nothing and shows no progress."""
         sibling = clone(self).set_params(random_state=seed, verbose=False, n_remove=0, **changes)
         if sibling.trainer is not None:
@@ -391,14 +424,15 @@ class GANInfluence(Cleanser):
         if seeds and self.trajectory_.is_of_own_loop:
             raise ValueError(
                 "n_runs trains with other seeds, which your own training loop cannot do here. Run it yourself, fit a "
-                "cleaner to each record, and average influence_."
+                "cleanser to each record, and average influence_."
             )
         source = self.trajectory_.source
-        jobs = [(self._sibling(seed, n_runs=1), source.data, source.labels, self.reference_) for seed in seeds]
+        jobs = [(self.sibling(seed, n_runs=1), source.data, source.labels, self.reference_) for seed in seeds]
         return side_by_side(_influences_of, jobs, self.n_jobs, progress, "further runs")
 
-    def _prepare(self, data, y, seed: int) -> tuple[GANTrainer, TrainingStep, DataSource]:
-        return prepared(self.generator, self.discriminator, self.trainer, data, y, seed)
+    def prepare(self, data, y, seed: int) -> tuple[GANTrainer, AnyStep, DataSource]:
+        """Return what a fit trains with: the trainer, its step, and the data in the networks' type."""
+        return prepared(self.generator, self.discriminator, self.trainer, data, y, seed, self.players)
 
     def _resolve_metrics(self) -> tuple[dict[str, Metric], str]:
         if isinstance(self.metric, dict) and self.metric:
@@ -433,30 +467,42 @@ class GANInfluence(Cleanser):
         scores = self.backend_.score_samples(self.trajectory_, self.gradients_[self.metric_name_], samples)
         return _sign(self.metric_) * scores if self.backend_.predicts else scores
 
-    def _evaluator(
+    def evaluator(
         self,
         n_samples: int,
         seed: int | None = None,
         *,
-        step: TrainingStep | None = None,
+        step: AnyStep | None = None,
         source: DataSource | None = None,
     ) -> Evaluator:
-        """Return what evaluates metrics, on the same latents and labels for the same number of samples."""
+        """Return what evaluates metrics, on latents and labels that are drawn as in training.
+
+        Parameters
+        ----------
+        n_samples : int
+        seed : int, optional
+            Default that of the fit: the draws of `metric_value_`.
+        step, source : optional
+            Default those of the trajectory.
+
+        Returns
+        -------
+        Evaluator
+        """
         seed = self._evaluation_seed if seed is None else seed
         step = self.trajectory_.step if step is None else step
         source = self.trajectory_.source if source is None else source
-        like = next(step.generator.parameters())
-        # NumPy draws in order, so that fewer latents are the first of more: metrics of different sizes share them.
-        rng = np.random.RandomState(seed)
-        latents = torch.from_numpy(rng.standard_normal((n_samples, *step.latent_shape))).to(like)
+        # Drawn chunk by chunk, so that fewer latents are the first of more: metrics of different sizes share them.
+        chunks = range(-(-n_samples // CHUNK))
+        latents = torch.cat([step.draw_latents(CHUNK, stream(seed, "latents", i)) for i in chunks])[:n_samples]
         if source.labels is None:
-            return Evaluator(step, latents)
+            return Evaluator(step, latents, CHUNK, seed=seed)
         rows = np.random.RandomState((seed + 1) % 2**32).randint(len(source), size=n_samples)
-        return Evaluator(step, latents, labels=source.labels_of(torch.from_numpy(rows)))
+        return Evaluator(step, latents, CHUNK, source.labels_of(torch.from_numpy(rows)), seed)
 
 
-def _influences_of(cleaner: GANInfluence, X, y, X_val) -> dict[str, np.ndarray]:
-    return cleaner.fit(X, y, X_val=X_val).influences_
+def _influences_of(cleanser: GANInfluence, X, y, X_val) -> dict[str, np.ndarray]:
+    return cleanser.fit(X, y, X_val=X_val).influences_
 
 
 def _std_error(runs: list[np.ndarray]) -> np.ndarray:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ganclean.dynamics.state import TrainingState
 from ganclean.metrics.base import Metric
 from ganclean.metrics.evaluation import Evaluator
-from ganclean.training.replay import Replay, weights_without
-from ganclean.training.state import TrainingState
-from ganclean.training.trajectory import Trajectory
+from ganclean.runs.replay import Replay, weights_without
+from ganclean.runs.trajectory import Trajectory
 
 RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 

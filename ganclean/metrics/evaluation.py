@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from ganclean.dynamics.capture import AnyStep
+from ganclean.dynamics.players import installed
+from ganclean.dynamics.randomness import stream
+from ganclean.dynamics.state import Tensors, TrainingState, leaves, map_state
 from ganclean.exceptions import MetricError, NonFiniteError
 from ganclean.metrics.base import FeatureMetric, Metric
-from ganclean.training.state import Tensors, TrainingState, leaves, map_state
-from ganclean.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Evaluator:
 
     Parameters
     ----------
-    step : TrainingStep
+    step : AnyStep
         Knows the networks.
     latents : Tensor of shape (n, *latent_shape)
         A metric of fewer samples takes the first ones.
@@ -29,24 +31,26 @@ class Evaluator:
         Samples that are in memory with their graph at a time.
     labels : Tensor of shape (n, ...), optional
         What a conditional generator makes the samples for.
+    seed : int, default=0
+        Of the noise in the networks: the same in every evaluation.
     """
 
-    step: TrainingStep
+    step: AnyStep
     latents: Tensor
     chunk_size: int = 500
     labels: Tensor | None = None
+    seed: int = 0
 
     def samples(self, state: TrainingState, n_samples: int) -> Tensor:
         """Return samples of the evaluated generator (the average where one is kept)."""
         with torch.no_grad():
             chunks = self._chunks(n_samples)
-            return torch.cat([self._sample(state.evaluated, state.buffers_generator, chunk) for chunk in chunks])
+            return torch.cat([self._sample(state.evaluated, state.evaluated_buffers, *chunk) for chunk in chunks])
 
     def value(self, metric: Metric, state: TrainingState) -> float:
         """Return the metric of a state."""
         with torch.no_grad():
-            judge = (state.discriminator, state.buffers_discriminator)
-            return float(self._reduce(metric, self._features(metric, state), *judge))
+            return float(self._reduce(metric, self._features(metric, state), state.params, state.buffers))
 
     def gradient(self, name: str, metric: Metric, state: TrainingState) -> tuple[float, TrainingState]:
         """Return the metric of a state and its gradient, in the form of a state.
@@ -63,14 +67,14 @@ class Evaluator:
             raise MetricError(
                 f"The metric {name!r} is for evaluation only: {kind} has no gradient in the generator. Compute "
                 "influence on a differentiable metric of the same features, such as FID, KID or MMD, and see what "
-                "removal does to this one with ganclean.validation.counterfactual_retrain(cleaner, removals, "
+                "removal does to this one with ganclean.validation.counterfactual_retrain(cleanser, removals, "
                 f"metric={kind}(...).fit(X))."
             )
         features = self._features(metric, state).requires_grad_()
         # Running statistics and the vectors of spectral norms are functions of the state like the parameters.
         traced = self.step.differentiable(state)
-        discriminator, buffers_d = leaves(state.discriminator), leaves(traced.buffers_discriminator)
-        value = self._reduce(metric, features, discriminator, {**state.buffers_discriminator, **buffers_d})
+        judging = _Leaves(state.params, traced.buffers, state.buffers)
+        value = self._reduce(metric, features, judging.params, judging.buffers)
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise MetricError(f"The metric {name!r} returned {got}; expected a scalar tensor.")
@@ -80,17 +84,15 @@ class Evaluator:
         )
         if not value.requires_grad:
             raise independent
-        judging = [*discriminator.values(), *buffers_d.values()]
-        with self.step.players[1].installed(discriminator):
-            to_features, *to_judging = grad(value, [features, *judging], materialize_grads=True)
-        params, buffers_g = leaves(state.evaluated), leaves(traced.buffers_generator)
-        making = [*params.values(), *buffers_g.values()]
-        total = [torch.zeros_like(p) for p in making]
+        with installed(self.step.networks, judging.params):
+            to_features, *to_judging = grad(value, [features, *judging.flat], materialize_grads=True)
+        making = _Leaves(state.evaluated, traced.buffers, state.evaluated_buffers)
+        total = [torch.zeros_like(p) for p in making.flat]
         pieces = to_features.split(self.chunk_size)
         for chunk, piece in zip(self._chunks(metric.sample_size), pieces):
-            samples = self._sample(params, {**state.buffers_generator, **buffers_g}, chunk)
-            with self.step.players[0].installed(params):
-                pieced = grad(self._extract(metric, samples), making, piece, materialize_grads=True)
+            samples = self._sample(making.params, making.buffers, *chunk)
+            with installed(self.step.networks, making.params):
+                pieced = grad(self._extract(metric, samples), making.flat, piece, materialize_grads=True)
             for sum_, g in zip(total, pieced):
                 sum_ += g.detach()
         to_judging = [g.detach() for g in to_judging]
@@ -103,23 +105,23 @@ class Evaluator:
             )
         if not any(bool(g.any()) for g in everything):
             raise independent
-        to_generator = dict(zip(params, total))
-        cotangent = map_state(torch.zeros_like, traced)._replace(
-            discriminator=dict(zip(discriminator, to_judging)),
-            buffers_discriminator=dict(zip(buffers_d, to_judging[len(discriminator) :])),
-            buffers_generator=dict(zip(buffers_g, total[len(params) :])),
-        )
-        if state.average:
-            return float(value), cotangent._replace(average=to_generator)
-        return float(value), cotangent._replace(generator=to_generator)
+        cotangent = map_state(torch.zeros_like, traced)
+        for gradients, of_samples in ((judging.shaped(to_judging), False), (making.shaped(total), True)):
+            for (field, player, parameter), g in gradients.items():
+                # What samples are made with is an average where one is kept.
+                averaged = of_samples and parameter in state.averages.get(player, {})
+                tensors = cotangent.averages[player] if averaged else getattr(cotangent, field)[player]
+                tensors[parameter] = tensors[parameter] + g
+        return float(value), cotangent
 
-    def _chunks(self, n_samples: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for begin in range(0, min(n_samples, len(self.latents)), self.chunk_size):
+    def _chunks(self, n_samples: int) -> Iterator[tuple[Tensor, Tensor | None, int]]:
+        for number, begin in enumerate(range(0, min(n_samples, len(self.latents)), self.chunk_size)):
             rows = slice(begin, min(begin + self.chunk_size, n_samples))
-            yield self.latents[rows], None if self.labels is None else self.labels[rows]
+            labels = None if self.labels is None else self.labels[rows]
+            yield self.latents[rows], labels, stream(self.seed, "samples", number)
 
-    def _sample(self, params: Tensors, buffers: Tensors, chunk: tuple[Tensor, Tensor | None]) -> Tensor:
-        return self.step.sample(params, buffers, *chunk)
+    def _sample(self, params, buffers, latents: Tensor, labels: Tensor | None, seed: int) -> Tensor:
+        return self.step.sample(params, buffers, latents, labels, seed)
 
     def _extract(self, metric: Metric, samples: Tensor) -> Tensor:
         return metric.extract(samples) if isinstance(metric, FeatureMetric) else samples
@@ -127,12 +129,12 @@ class Evaluator:
     def _features(self, metric: Metric, state: TrainingState) -> Tensor:
         with torch.no_grad():
             made = (
-                self._sample(state.evaluated, state.buffers_generator, chunk)
+                self._sample(state.evaluated, state.evaluated_buffers, *chunk)
                 for chunk in self._chunks(metric.sample_size)
             )
             return torch.cat([self._extract(metric, samples) for samples in made])
 
-    def _reduce(self, metric: Metric, features: Tensor, discriminator: Tensors, buffers: Tensors) -> Tensor:
+    def _reduce(self, metric: Metric, features: Tensor, params, buffers) -> Tensor:
         if isinstance(metric, FeatureMetric):
             return metric.reduce(features)
         if metric.uses_discriminator:
@@ -141,5 +143,21 @@ class Evaluator:
                     f"{type(metric).__name__} judges the reference data, whose labels are not known. With a "
                     "conditional discriminator use a metric of the samples alone."
                 )
-            return metric(features, lambda x: self.step.judge(discriminator, buffers, x))
+            return metric(features, lambda x: self.step.judge(params, buffers, x))
         return metric(features)
+
+
+class _Leaves:
+    """Parameters and buffers of all players as leaves, and the same as one list."""
+
+    def __init__(self, params: dict[str, Tensors], traced: dict[str, Tensors], buffers: dict[str, Tensors]):
+        self.params = {player: leaves(tensors) for player, tensors in params.items()}
+        own = {player: leaves({n: buffers[player][n] for n in names}) for player, names in traced.items()}
+        self.buffers = {player: {**tensors, **own[player]} for player, tensors in buffers.items()}
+        self._keys = [("params", player, name) for player, tensors in self.params.items() for name in tensors]
+        self._keys += [("buffers", player, name) for player, tensors in own.items() for name in tensors]
+        self.flat = [getattr(self, field)[player][name] for field, player, name in self._keys]
+
+    def shaped(self, gradients: list[Tensor]) -> dict[tuple[str, str, str], Tensor]:
+        """Return gradients in the flat list by field, player and name."""
+        return dict(zip(self._keys, gradients))

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from ganclean.data import DataSource, as_source
+from ganclean.dynamics.randomness import seeded
 from ganclean.exceptions import NetworkError
 from ganclean.networks import ImageClassifier
-from ganclean.training.network import seeded
 
 
 class InceptionV3(nn.Module):

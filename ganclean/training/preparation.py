@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,41 +10,53 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_consistent_length
 from torch import Tensor, nn
 
-from ganclean.data import DataSource, as_labels, labels_in
+from ganclean.data import DataSource, as_labels, batch_hash, labels_in
+from ganclean.dynamics.capture import AnyStep
+from ganclean.dynamics.randomness import seeded
+from ganclean.exceptions import TrajectoryError
 from ganclean.networks import default_pair
-from ganclean.training.network import seeded
+from ganclean.runs.trajectory import Trajectory
 from ganclean.training.probe import check_networks
-from ganclean.training.step import TrainingStep
 from ganclean.training.trainer import GANTrainer
-from ganclean.training.trajectory import Trajectory
 
-Network = nn.Module | Callable | None
+Given = nn.Module | Callable | None
 
 
 def prepared(
-    generator: Network, discriminator: Network, trainer: GANTrainer | None, data: Any, y: Any, seed: int
-) -> tuple[GANTrainer, TrainingStep, DataSource]:
+    generator: Given,
+    discriminator: Given,
+    trainer: GANTrainer | None,
+    data: Any,
+    y: Any,
+    seed: int,
+    players: Mapping[str, nn.Module | Callable] | None = None,
+) -> tuple[GANTrainer, AnyStep, DataSource]:
     """Build what trains, and check that the networks fit the data.
 
     Parameters
     ----------
-    generator, discriminator, trainer
+    generator, discriminator, trainer, players
         As of `GANInfluence`.
     data : array, Tensor or Dataset
     y : array-like or None
-        Labels of conditional networks.
+        Labels.
     seed : int
         Determines the initial weights of networks that are built here.
     """
     if not isinstance(trainer, GANTrainer | None):
         raise ValueError(f"trainer must be a GANTrainer or None; got {trainer!r}.")
     trainer = GANTrainer() if trainer is None else clone(trainer)
-    source = DataSource(data, labels=labels_for(data, y, trainer.conditional))
+    own = trainer.updates is not None
+    labels = labels_for(data, y, trainer.conditional or trainer.takes_labels)
+    source = DataSource(data, labels=labels)
+    if own:
+        trainer.set_params(conditional=labels is not None)
     shape = tuple(source.sample_shape)
     with seeded(seed):
         generator = _built("generator", generator, shape)
         discriminator = _built("discriminator", discriminator, shape)
-        if generator is None or discriminator is None:
+        others = {name: _built(name, network, shape) for name, network in (players or {}).items()}
+        if not own and (generator is None or discriminator is None):
             # A default network suits the one beside it, or else the data.
             given = [p for module in (generator, discriminator) if module is not None for p in module.parameters()]
             dtype = torch.float64 if source[[0]].dtype == torch.float64 else torch.float32
@@ -52,24 +64,35 @@ def prepared(
             defaults = default_pair(shape, trainer.latent_dim)
             generator = defaults[0].to(like) if generator is None else generator
             discriminator = defaults[1].to(like) if discriminator is None else discriminator
-    step = trainer.make_step(generator, discriminator)
-    parameter = next(generator.parameters(), None)
-    if parameter is not None:
-        source = source.cast(parameter.dtype, parameter.device)
+    step = trainer.make_step(generator, discriminator, others)
+    source = source.cast(step.like.dtype, step.like.device)
     check_networks(step, source, trainer.batch_size_for(len(source)))
     return trainer, step, source
 
 
-def attached(trajectory: Trajectory, data: Any, y: Any) -> tuple[TrainingStep, DataSource]:
-    """Attach the data to the record of a user's own loop, which brings its networks along."""
+def attached(trajectory: Trajectory, data: Any, y: Any) -> tuple[Trajectory, DataSource]:
+    """Return the record of a user's own loop, which brings its networks along, with the data attached."""
     trajectory.check_complete()
     step = trajectory.step
-    like = next(step.generator.parameters())
-    source = DataSource(data, labels=labels_for(data, y, step.conditional)).cast(like.dtype, like.device)
+    labels = labels_for(data, y, step.conditional)
+    source = DataSource(data, labels=labels).cast(step.like.dtype, step.like.device)
     trajectory.check_batches(source)
-    trajectory.bind(step, source)
-    check_networks(step, source)
-    return step, source
+    _check_labels(trajectory, source)
+    trajectory = trajectory.bind(step, source)
+    check_networks(step, source, recorded=trajectory[0])
+    return trajectory, source
+
+
+def _check_labels(trajectory: Trajectory, source: DataSource) -> None:
+    """Raise `TrajectoryError` where the labels are not those that a user's own loop trained on."""
+    if source.labels is None:
+        return
+    for t, expected in trajectory.description.get("labels", {}).items():
+        if batch_hash(source.labels_of(trajectory.store.record(int(t)).indices)) != expected:
+            raise TrajectoryError(
+                f"The trajectory is of other labels: those of step {t} are not what the loop trained on. Pass "
+                "labels y in the order of the data, as the networks get them."
+            )
 
 
 def labels_for(data: Any, y: Any, conditional: bool) -> Tensor | None:
@@ -82,7 +105,7 @@ def labels_for(data: Any, y: Any, conditional: bool) -> Tensor | None:
     return as_labels(y)
 
 
-def _built(player: str, network: Network, sample_shape: tuple[int, ...]) -> nn.Module | None:
+def _built(player: str, network: Given, sample_shape: tuple[int, ...]) -> nn.Module | None:
     if network is None:
         return None
     if not isinstance(network, nn.Module) and callable(network):

@@ -9,14 +9,14 @@ from sklearn.utils import check_random_state
 from torch import nn
 
 from ganclean.data import checked_data
-from ganclean.training.network import loaded
+from ganclean.dynamics.network import loaded
 from ganclean.training.preparation import prepared
 from ganclean.training.trainer import GANTrainer
 
 
 def train_gan(
-    X: Any, y: Any = None, *, generator=None, discriminator=None, trainer=None, random_state=None
-) -> tuple[nn.Module, nn.Module]:
+    X: Any, y: Any = None, *, generator=None, discriminator=None, players=None, trainer=None, random_state=None
+) -> tuple[nn.Module, nn.Module | None]:
     """Train a GAN and return its networks.
 
     Parameters
@@ -25,6 +25,7 @@ def train_gan(
     y : array-like of shape (n_samples, ...), optional
         The labels of conditional networks.
     generator, discriminator : torch.nn.Module, callable or None
+    players : dict of str to module or callable, optional
         As of `GANInfluence`.
     trainer : GANTrainer, optional
         How to train; default ``GANTrainer()``. Its store is left alone.
@@ -33,7 +34,8 @@ def train_gan(
     Returns
     -------
     generator, discriminator : torch.nn.Module
-        In evaluation mode; with a moving average, the averaged generator.
+        In evaluation mode; with a moving average, the averaged generator. The second is None
+        where there is no player D.
 
     Examples
     --------
@@ -46,9 +48,9 @@ def train_gan(
     """
     initial = check_random_state(random_state).randint(2**31)
     trainer = GANTrainer() if trainer is None else trainer
-    trainer, step, source = prepared(generator, discriminator, trainer, checked_data(X), y, initial)
+    trainer, step, source = prepared(generator, discriminator, trainer, checked_data(X), y, initial, players)
     ((_, state),) = deque(trainer.run(step, source, step.initial_state(), random_state), maxlen=1)
     return (
-        loaded(step.generator, state.evaluated, state.buffers_generator),
-        loaded(step.discriminator, state.discriminator, state.buffers_discriminator),
+        loaded(step.generator, state.module_values("G")),
+        None if step.discriminator is None else loaded(step.discriminator, state.module_values("D")),
     )

@@ -11,16 +11,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
 
 from ganclean.data import DataSource
-from ganclean.exceptions import NetworkError
-from ganclean.training.checkpoints import CheckpointPlan
-from ganclean.training.network import Network, assign, copied, seeded
-from ganclean.training.record import StepRecord
-from ganclean.training.state import Tensors, TrainingState
-from ganclean.training.step import TrainingStep, gradient_of, one_number_per_sample
+from ganclean.dynamics.capture import AnyStep
+from ganclean.dynamics.network import Call, Network, assign, copied
+from ganclean.dynamics.randomness import seeded
+from ganclean.dynamics.record import StepRecord, UpdateRecord
+from ganclean.dynamics.state import TrainingState
+from ganclean.dynamics.step import one_number_per_sample, spoken
+from ganclean.exceptions import GANCleanError, NetworkError
+from ganclean.runs.checkpoints import CheckpointPlan
+from ganclean.tensors import Tensors, leaves
 
-Trace = Callable[[TrainingStep, TrainingState, StepRecord, Tensor], None]
+Trace = Callable[[AnyStep, TrainingState, StepRecord, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -57,36 +61,57 @@ class CostEstimate:
         )
 
 
-def check_networks(step: TrainingStep, source: DataSource, batch_size: int | None = None) -> None:
-    """Raise `NetworkError` where the networks do not fit the data, each other, the size of batches or the method."""
-    for player, module in (("generator", step.generator), ("discriminator", step.discriminator)):
-        trained = [p for p in module.parameters() if p.requires_grad]
-        if not trained:
-            raise NetworkError(
-                f"The {player} has no trainable parameter: nothing would be learned or traced. Check requires_grad."
-            )
-        kinds = {(p.dtype, p.device) for p in trained}
+def check_networks(
+    step: AnyStep, source: DataSource, batch_size: int | None = None, recorded: StepRecord | None = None
+) -> None:
+    """Raise `NetworkError` where the networks do not fit the data, each other, the size of batches or the method.
+
+    Parameters
+    ----------
+    step : AnyStep
+    source : DataSource
+    batch_size : int, optional
+    recorded : StepRecord, optional
+        A complete record of the user's own loop, to be checked with; by default what is checked with is drawn.
+    """
+    trained = sorted({player for pairs in step.names.values() for player, _ in pairs}, key=list(step.players).index)
+    for player in trained:
+        own = {n for pairs in step.names.values() for p, n in pairs if p == player}
+        kinds = {(p.dtype, p.device) for name, p in step.players[player].named_parameters() if name in own}
         if len(kinds) > 1:
             raise NetworkError(
-                f"The {player}'s parameters mix types or devices: {sorted(map(str, kinds))}. Cast the module to one."
+                f"The {spoken(player)}'s parameters mix types or devices: {sorted(map(str, kinds))}. Cast the module "
+                "to one."
             )
-    first = [next(module.parameters()) for module in (step.generator, step.discriminator)]
-    if (first[0].dtype, first[0].device) != (first[1].dtype, first[1].device):
-        raise NetworkError(
-            f"The generator's parameters are {first[0].dtype} on {first[0].device}, the discriminator's "
-            f"{first[1].dtype} on {first[1].device}. Cast both to the same type and device."
-        )
-    if step.conditional and source.labels is None:
-        raise NetworkError(
-            "The networks are conditional, but there are no labels. Pass them as y, or as the second entry of the "
-            "Dataset's items; or leave GANTrainer(conditional=True) out."
-        )
+    first = {player: next(step.players[player].parameters()) for player in trained}
+    for player, p in first.items():
+        other, q = next(iter(first.items()))
+        if (p.dtype, p.device) != (q.dtype, q.device):
+            raise NetworkError(
+                f"The {spoken(other)}'s parameters are {q.dtype} on {q.device}, the {spoken(player)}'s {p.dtype} on "
+                f"{p.device}. Cast both to the same type and device."
+            )
+    if is_gan(step) and recorded is None:
+        _check_gan(step, source, batch_size)
+    else:
+        _check_objectives(step, source, batch_size, recorded)
+
+
+def is_gan(step: AnyStep) -> bool:
+    """Return whether all updates are those of the usual GAN, of which it is known what their networks take."""
+    return all(hasattr(update.objective, "draw") for update in step.updates)
+
+
+def _check_gan(step: AnyStep, source: DataSource, batch_size: int | None) -> None:
+    _check_labels(step, source)
     n = min(2, len(source))
     real = source[list(range(n))]
     labels = (_labels_for_check(source, n),) if step.conditional else ()
-    latents = torch.randn(n, *step.latent_shape, dtype=real.dtype, generator=torch.Generator().manual_seed(0))
-    inputs = {"generator": (latents.to(real.device), *labels), "discriminator": (real, *labels)}
-    fake = _forward("generator", step.players[0], inputs["generator"])
+    latents = step.draw_latents(n, 0)
+    inputs = {"G": (latents.to(real.device), *labels), "D": (real, *labels)}
+    fake = _forward("G", step.networks["G"], inputs["G"])
+    if step.sampler is not None:
+        return
     if not isinstance(fake, Tensor):
         raise NetworkError(
             f"The generator's forward returned a {type(fake).__name__}; expected one tensor of samples. Wrap the "
@@ -97,14 +122,75 @@ def check_networks(step: TrainingStep, source: DataSource, batch_size: int | Non
             f"The generator's samples have shape {tuple(fake.shape[1:])}, the data's {tuple(real.shape[1:])}. They "
             "must agree: change the generator's last layer, or reshape the data."
         )
-    one_number_per_sample(_forward("discriminator", step.players[1], inputs["discriminator"]), n)
-    for (player, given), module, network in zip(
-        inputs.items(), (step.generator, step.discriminator), step.players, strict=True
-    ):
+    one_number_per_sample(_forward("D", step.networks["D"], inputs["D"]), n)
+    for player, given in inputs.items():
+        network, module = step.networks[player], step.players[player]
         if batch_size is not None and 1 in (batch_size, len(source) % batch_size):
-            _check_single(player, network, tuple(t[:1] for t in given), len(source), batch_size)
+            _check_single(spoken(player), network, tuple(t[:1] for t in given), len(source), batch_size)
         with _uncompiled():
-            check_purity(player, module, network, given)
+            check_purity(spoken(player), module, network, Call(given))
+
+
+def _check_labels(step: AnyStep, source: DataSource) -> None:
+    if step.conditional and source.labels is None:
+        raise NetworkError(
+            "The networks are conditional, but there are no labels. Pass them as y, or as the second entry of the "
+            "Dataset's items; or leave GANTrainer(conditional=True) out."
+        )
+
+
+def _check_objectives(step: AnyStep, source: DataSource, batch_size: int | None, recorded: StepRecord | None) -> None:
+    """Evaluate each objective once, and compare the pure networks with the modules on what they were called with."""
+    if recorded is None:
+        n = min(len(source), batch_size or 4)
+        updates, _ = step.plan(0, {}, lambda *_: {})
+        updates = updates or tuple(UpdateRecord(str(update.name)) for update in step.updates)
+        record = step.drawn(StepRecord(0, torch.arange(n), 0, updates), source)
+    else:
+        _check_labels(step, source)
+        record, n = recorded, len(recorded.indices)
+    calls: dict[str, Call] = {}
+    with _listening(step, calls):
+        try:
+            x = source[record.indices] if record.x is None else record.x
+            state = step.plain(step.initial_state(), record, x)
+        except (GANCleanError, ValueError):
+            raise
+        except (RuntimeError, TypeError, IndexError, AttributeError, KeyError) as error:
+            raise NetworkError(
+                f"An objective fails on {n} instances of shape {tuple(source.sample_shape)}: {type(error).__name__}: "
+                f"{error}. It is called as objective(nets, batch, weights); batch.x holds the instances, batch.y is "
+                f"{'their labels' if record.labels is not None else 'None, since no labels were given'}."
+            ) from error
+    labels = None if record.labels is None else record.labels
+    samples = step.sample(state.evaluated, state.evaluated_buffers, step.draw_latents(n, 0), labels)
+    if not isinstance(samples, Tensor) or len(samples) != n:
+        got = f"shape {tuple(samples.shape)}" if isinstance(samples, Tensor) else type(samples).__name__
+        raise NetworkError(
+            f"{n} latents gave samples of {got}; expected one tensor with {n} samples. Say how samples are drawn: "
+            "GANTrainer(sampler=lambda nets, latents, labels: ...)."
+        )
+    for player, call in calls.items():
+        with _uncompiled():
+            check_purity(spoken(player), step.players[player], step.networks[player], call)
+
+
+@contextmanager
+def _listening(step: AnyStep, calls: dict[str, Call]) -> Iterator[None]:
+    """Note the first call of each player as a whole."""
+    handles = []
+    for player, network in step.networks.items():
+
+        def note(module, args, kwargs, player=player):
+            if player not in calls:
+                calls[player] = Call(*tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, (args, kwargs)))
+
+        handles.append(network.module.register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -123,11 +209,11 @@ def _labels_for_check(source: DataSource, n: int) -> Tensor:
     return labels[:n] if labels.is_floating_point() else torch.stack([labels.amin(dim=0), labels.amax(dim=0)])[:n]
 
 
-def _forward(player: str, network: Network, inputs: tuple[Tensor, ...]):
-    buffers = network.buffers()
+def _forward(name: str, network: Network, inputs: tuple[Tensor, ...]):
+    player, buffers = spoken(name), network.buffers()
     try:
-        with torch.no_grad():
-            output, after = network({}, buffers, inputs, 0)
+        with torch.no_grad(), seeded(0, inputs[0].device):
+            output, after = network({}, buffers, Call(inputs))
     except TypeError as error:
         if "positional argument" not in str(error):
             raise
@@ -163,8 +249,8 @@ def _forward(player: str, network: Network, inputs: tuple[Tensor, ...]):
 
 def _check_single(player: str, network: Network, inputs: tuple[Tensor, ...], n_samples: int, batch_size: int) -> None:
     try:
-        with torch.no_grad():
-            network({}, network.buffers(), inputs, 0)
+        with torch.no_grad(), seeded(0, inputs[0].device):
+            network({}, network.buffers(), Call(inputs))
     except (RuntimeError, ValueError) as error:
         raise NetworkError(
             f"The {player} fails on a batch of one instance, which {n_samples} instances in batches of {batch_size} "
@@ -172,7 +258,7 @@ def _check_single(player: str, network: Network, inputs: tuple[Tensor, ...], n_s
         ) from error
 
 
-def check_purity(player: str, module: nn.Module, network: Network, inputs: tuple[Tensor, ...]) -> None:
+def check_purity(player: str, module: nn.Module, network: Network, call: Call) -> None:
     """Raise `NetworkError` where the pure function of a module does not do what the module does, call after call."""
     plain, own, buffers = copied(module), network.buffers(), network.buffers()
     if not plain.training:
@@ -185,21 +271,24 @@ def check_purity(player: str, module: nn.Module, network: Network, inputs: tuple
         }
         assign(plain, theta)
         try:
-            expected = _called_plainly(plain, trained, inputs, seed)
-            found = _called_purely(network, theta, buffers, inputs, seed)
+            expected = _called_plainly(plain, trained, call, seed)
+            found = _called_purely(network, theta, buffers, call, seed)
         except (RuntimeError, NotImplementedError) as error:
             raise _untraceable(error) from error
         buffers = found[2]
         for what, one, other in [
-            ("its output", {"": found[0]}, {"": expected[0]}),
+            ("its output", found[0], expected[0]),
             ("the gradient in ", found[1], expected[1]),
             *((f"after the call the buffer {name}", {"": b}, {"": expected[2][name]}) for name, b in buffers.items()),
             *((f"before the call the buffer {n}", {"": b}, {"": own[n]}) for n, b in network.buffers().items()),
         ]:
-            largest = max(float(t.detach().abs().max()) for t in other.values())
+            largest = max((float(t.detach().abs().max()) for t in other.values() if t.numel()), default=0.0)
             for name, tensor in other.items():
+                if not tensor.numel():
+                    continue
                 deviation = float((one[name].double() - tensor.detach().double()).abs().max())
-                if deviation > torch.finfo(inputs[0].dtype).eps ** 0.5 * largest:
+                eps = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
+                if deviation > eps**0.5 * largest:
                     raise NetworkError(
                         f"The {player}, called with given parameters and buffers, does not do what the module itself "
                         f"does, so that its training could not be replayed: {what}{name} deviates by {deviation:.1e}, "
@@ -211,30 +300,40 @@ def check_purity(player: str, module: nn.Module, network: Network, inputs: tuple
 
 
 def _called_plainly(
-    module: nn.Module, trained: Mapping[str, nn.Parameter], inputs: tuple[Tensor, ...], seed: int
-) -> tuple[Tensor, Tensors, Tensors]:
-    """Return a module's output, the gradient of a random function of it, and the buffers afterwards."""
-    with torch.enable_grad(), seeded(seed, inputs[0].device):
-        output = module(*inputs)
-        value = (output * _noise(output, seed)).sum()
+    module: nn.Module, trained: Mapping[str, nn.Parameter], call: Call, seed: int
+) -> tuple[Tensors, Tensors, Tensors]:
+    """Return a module's outputs, the gradient of a random function of them, and the buffers afterwards."""
+    device = next(module.parameters()).device
+    with torch.enable_grad(), seeded(seed, device):
+        outputs = _tensors_of(module(*call.args, **call.kwargs))
+        value = _mixed(outputs, seed)
         gradient = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
-    return output, dict(zip(trained, gradient)), dict(module.named_buffers())
+    return outputs, dict(zip(trained, gradient)), dict(module.named_buffers())
 
 
 def _called_purely(
-    network: Network, theta: Tensors, buffers: Tensors, inputs: tuple[Tensor, ...], seed: int
-) -> tuple[Tensor, Tensors, Tensors]:
+    network: Network, theta: Tensors, buffers: Tensors, call: Call, seed: int
+) -> tuple[Tensors, Tensors, Tensors]:
     """Return the same of the pure function, called as a training step does."""
     with torch.no_grad():
         buffers = {**buffers, **network.iterate(theta, buffers)}
+    params = leaves(theta)
+    with network.installed(params), torch.enable_grad(), seeded(seed, next(network.module.parameters()).device):
+        output, after = network(params, buffers, call)
+        outputs = _tensors_of(output)
+        found = torch.autograd.grad(_mixed(outputs, seed), list(params.values()), materialize_grads=True)
+    outputs = {name: output.detach() for name, output in outputs.items()}
+    return outputs, dict(zip(params, found)), {name: b.detach() for name, b in after.items()}
 
-    def pulled(params: Tensors) -> tuple[Tensor, tuple[Tensor, Tensors]]:
-        output, after = network(params, buffers, inputs, seed)
-        return (output * _noise(output, seed)).sum(), (output, after)
 
-    with network.installed(theta):
-        gradient, (output, after) = gradient_of(pulled, theta)
-    return output, gradient, after
+def _tensors_of(output: object) -> Tensors:
+    """Return the floating-point tensors of whatever a module returns."""
+    flat = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return {"" if len(flat) == 1 else f" {i}": leaf for i, leaf in enumerate(flat)}
+
+
+def _mixed(outputs: Tensors, seed: int) -> Tensor:
+    return torch.stack([(output * _noise(output, seed)).sum() for output in outputs.values()]).sum()
 
 
 def _noise(like: Tensor, seed: int) -> Tensor:
@@ -248,7 +347,7 @@ def _untraceable(error: Exception) -> NetworkError:
     )
 
 
-def probe_step(step: TrainingStep, source: DataSource, record: StepRecord, trace: Trace) -> tuple[float, float]:
+def probe_step(step: AnyStep, source: DataSource, record: StepRecord, trace: Trace) -> tuple[float, float]:
     """Run and trace one step, and return the seconds that each took.
 
     Raises
@@ -256,7 +355,7 @@ def probe_step(step: TrainingStep, source: DataSource, record: StepRecord, trace
     NetworkError
         If the networks use an operation that cannot be differentiated as the back-end needs it.
     """
-    state, real = step.initial_state(), source[record.indices]
+    state, real = step.initial_state(), source[record.indices] if record.x is None else record.x
     seconds = []
     for run in (lambda: step(state, record, real), lambda: trace(step, state, record, real)):
         try:
@@ -270,7 +369,7 @@ def probe_step(step: TrainingStep, source: DataSource, record: StepRecord, trace
 
 
 def estimate_cost(
-    step: TrainingStep, source: DataSource, record: StepRecord, trace: Trace, plan: CheckpointPlan
+    step: AnyStep, source: DataSource, record: StepRecord, trace: Trace, plan: CheckpointPlan
 ) -> CostEstimate:
     """Return what a run takes whose states are kept as planned, if every step is recomputed as often as any is."""
     training, tracing = probe_step(step, source, record, trace)

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ganclean.optim import Optimizer
-from ganclean.training.torch_optimizers import differing
+from ganclean.optim import Grouped, Optimizer
 
 _HINT = "Pass a function of the optimiser, such as partial(torch.optim.lr_scheduler.StepLR, step_size=100)."
 
@@ -62,6 +61,11 @@ def scheduled_settings(
     [{}, {}, {'lr': 0.5}, {'lr': 0.5}, {'lr': 0.25}]
     """
     rule = rule.unclipped
+    if isinstance(rule, Grouped):
+        raise ValueError(
+            "scheduler drives one learning rate; a Grouped rule has several. Give each group an update of its own, or "
+            "record your own loop with a Recorder, which reads every rate."
+        )
     optimizer = _Settings(rule)
     built = _build(scheduler, optimizer)
     settings = []
@@ -71,7 +75,7 @@ def scheduled_settings(
             optimizer.step()
             built.step()
         group = optimizer.param_groups[0]
-        changed = differing({name: group[name] for name in optimizer.values}, rule)
+        changed = rule.changes({name: group[name] for name in optimizer.values})
         rule.at(changed)
         settings.append(changed)
     return settings

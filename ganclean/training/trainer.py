@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,28 +15,30 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from torch import nn
 
-from ganclean._version import __version__
 from ganclean.data import DataSource
+from ganclean.dynamics.capture import AnyStep, CompiledStep
+from ganclean.dynamics.network import copied
+from ganclean.dynamics.record import StepRecord
+from ganclean.dynamics.state import TrainingState
+from ganclean.dynamics.step import Step
+from ganclean.dynamics.update import Average, Update
 from ganclean.exceptions import NonFiniteError
-from ganclean.losses import check_penalty, resolve_loss
-from ganclean.optim import Adam, resolve_optimizer
-from ganclean.training.capture import CompiledStep
-from ganclean.training.checkpoints import CheckpointPlan, plan_checkpoints, size_of
-from ganclean.training.network import copied
-from ganclean.training.record import StepRecord
-from ganclean.training.recording import Recording
+from ganclean.optim import resolve_optimizer
+from ganclean.progress import Progress
+from ganclean.recipes.adversarial import DEFAULT_OPTIMIZER, gan
+from ganclean.runs.checkpoints import CheckpointPlan, plan_checkpoints, size_of
+from ganclean.runs.identity import describe_step
+from ganclean.runs.recording import Recording
+from ganclean.runs.store import FolderStore, MemoryStore
+from ganclean.runs.trajectory import MEMORY_BUDGET, Trajectory
 from ganclean.training.schedule import scheduled_settings
-from ganclean.training.state import TrainingState
-from ganclean.training.step import UPDATES, TrainingStep
-from ganclean.training.store import FolderStore, MemoryStore
-from ganclean.training.tensorfile import content_hash
-from ganclean.training.trajectory import MEMORY_BUDGET, Trajectory
-
-Progress = Callable[[str, int, int], None]
 
 
 class GANTrainer(BaseEstimator):
     """Trains a GAN and records the run, so that influence can be traced back through it.
+
+    Parameters `loss` to `n_critic` and `update` describe the usual GAN; `updates` takes their place where training is
+    anything else.
 
     Parameters
     ----------
@@ -67,9 +69,11 @@ class GANTrainer(BaseEstimator):
     conditional : bool, default=False
         Whether the networks take labels as their second input, G(z, y) and D(x, y): the `y` of `fit`, or the second
         entry of a Dataset's items. Samples are generated for labels drawn from the data's own.
-    ema_decay : float, optional
-        Decay of a moving average of the generator's parameters. Where given, samples and metrics are those of the
-        averaged generator, which are less noisy. Buffers, such as running statistics, are not averaged.
+    ema_decay : float, callable, Average or dict of str to these, optional
+        Decay of a moving average of the generator's parameters: a number, a function of the step's number (a ramp-up),
+        or an `Average`, which says more; a dict for other players too. Where given, samples and metrics are those of
+        the averaged generator, which are less noisy. Buffers, such as running statistics, are not averaged unless it
+        says so.
     store : path, optional
         Folder that the trajectory is recorded into; default in memory.
     checkpoint_every : int or "auto", default="auto"
@@ -79,6 +83,18 @@ class GANTrainer(BaseEstimator):
         How many bytes the kept states and those recomputed in between may take together; with a folder, each of them,
         on disk and in memory. Where states are large, recomputation takes up to five more training steps per traced
         step to keep to it, and no more than that.
+    compile : bool, default=False
+        Whether steps run as compiled graphs, which pays for long runs of small networks.
+    updates : list of Update, optional
+        Objectives of one's own, in the order in which they happen; batches then hold labels where `fit` gets them.
+    sampler : callable, optional
+        ``sampler(nets, latents, labels)`` gives the samples that metrics judge; default ``nets.G(latents)``, with
+        labels where `conditional`.
+    latents : callable, optional
+        From a number n to n latents, drawn with torch; default standard normal of `latent_dim`.
+    carried : dict of str to Tensor or float, optional
+        What objectives hand on from step to step in ``batch.carried``, with its first values. Recipes bring theirs
+        along.
 
     Examples
     --------
@@ -107,6 +123,10 @@ class GANTrainer(BaseEstimator):
         checkpoint_every="auto",
         memory_budget=MEMORY_BUDGET,
         compile=False,
+        updates=None,
+        sampler=None,
+        latents=None,
+        carried=None,
     ):
         self.loss = loss
         self.optimizer = optimizer
@@ -125,6 +145,10 @@ class GANTrainer(BaseEstimator):
         self.checkpoint_every = checkpoint_every
         self.memory_budget = memory_budget
         self.compile = compile
+        self.updates = updates
+        self.sampler = sampler
+        self.latents = latents
+        self.carried = carried
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -132,25 +156,76 @@ class GANTrainer(BaseEstimator):
         shape = (self.latent_dim,) if isinstance(self.latent_dim, Integral) else self.latent_dim
         return tuple(int(size) for size in shape)
 
-    def make_step(self, generator: nn.Module, discriminator: nn.Module) -> TrainingStep:
-        """Return the training step of copies of two networks, after checking the parameters."""
-        if self.update not in UPDATES:
-            raise ValueError(f"update must be one of {list(UPDATES)}; got {self.update!r}.")
-        if self.ema_decay is not None and not (isinstance(self.ema_decay, Real) and 0 <= float(self.ema_decay) < 1):
-            raise ValueError(f"ema_decay must be None or a number in [0, 1); got {self.ema_decay!r}.")
-        default = resolve_optimizer(self.optimizer, Adam(lr=1e-3, betas=(0.5, 0.99)))
-        return (CompiledStep if self.compile else TrainingStep)(
-            copied(generator),
-            copied(discriminator),
-            resolve_loss(self.loss),
-            resolve_optimizer(self.optimizer_generator, default),
-            resolve_optimizer(self.optimizer_discriminator, default),
+    @property
+    def takes_labels(self) -> bool:
+        """Whether objectives of one's own may look at labels, where there are any."""
+        return self.updates is not None and any(getattr(u.objective, "conditional", True) for u in self._updates())
+
+    def make_step(self, generator: nn.Module | None, discriminator: nn.Module | None, players=None) -> AnyStep:
+        """Return the training step of copies of some networks, after checking the parameters.
+
+        Parameters
+        ----------
+        generator, discriminator : torch.nn.Module or None
+            The players G and D.
+        players : dict of str to torch.nn.Module, optional
+            Further ones.
+        """
+        modules = {"G": generator, "D": discriminator, **(players or {})}
+        copies = {player: copied(module) for player, module in modules.items() if module is not None}
+        updates = self._updates()
+        carried: dict[str, Any] = {}
+        for update in updates:
+            carried |= getattr(update.objective, "carries", {})
+        samplers = [getattr(update.objective, "sampler", None) for update in updates]
+        step = Step(
+            copies,
+            tuple(updates),
+            self._averages(),
+            carried | dict(self.carried or {}),
+            next((s for s in (self.sampler, *samplers) if s is not None), None),
+            self.latents,
             self.latent_shape,
-            self.update,
-            None if self.ema_decay is None else float(self.ema_decay),
-            check_penalty(self.penalty),
             bool(self.conditional),
         )
+        step.names  # noqa: B018 - raises where an update trains what is not there
+        return CompiledStep(step) if self.compile else step
+
+    def _updates(self) -> list[Update]:
+        if self.updates is None:
+            _check_positive("n_critic", self.n_critic)
+            default = resolve_optimizer(self.optimizer, DEFAULT_OPTIMIZER)
+            return gan(
+                self.loss,
+                resolve_optimizer(self.optimizer_generator, default),
+                resolve_optimizer(self.optimizer_discriminator, default),
+                update=self.update,
+                penalty=self.penalty,
+                n_critic=self.n_critic,
+                conditional=self.conditional,
+            )
+        updates = [self.updates] if isinstance(self.updates, Update) else list(self.updates)
+        if not updates or not all(isinstance(update, Update) for update in updates):
+            raise ValueError(f"updates must be a list of ganclean.Update; got {self.updates!r}.")
+        replaced = {"optimizer", "optimizer_generator", "optimizer_discriminator", "penalty"}
+        given = sorted(name for name in replaced if getattr(self, name) is not None)
+        if given:
+            raise ValueError(f"updates bring their objectives and optimisers along: leave {', '.join(given)} out.")
+        return updates
+
+    def _averages(self) -> dict[str, Average]:
+        chosen = self.ema_decay
+        if chosen is None:
+            return {}
+        if not isinstance(chosen, Mapping):
+            chosen = {"G": chosen}
+        try:
+            return {player: a if isinstance(a, Average) else Average(a) for player, a in chosen.items()}
+        except ValueError as error:
+            raise ValueError(
+                f"ema_decay must be None, a number in [0, 1), a function of the step's number, an Average, or a dict "
+                f"of these by player; got {self.ema_decay!r}."
+            ) from error
 
     def batch_size_for(self, n_samples: int) -> int:
         """Return the number of instances in a full batch."""
@@ -164,21 +239,17 @@ class GANTrainer(BaseEstimator):
             )
         return int(self.batch_size)
 
-    def describe(self, step: TrainingStep, n_samples: int, data_fingerprint: str) -> dict[str, Any]:
+    def describe(self, step: AnyStep, n_samples: int, data_fingerprint: str) -> dict[str, Any]:
         """Return what identifies a run: it must agree for a recorded trajectory to be used again."""
         _check_positive("n_epochs", self.n_epochs)
-        _check_positive("n_critic", self.n_critic)
         _check_positive("memory_budget", self.memory_budget)
         if self.checkpoint_every != "auto":
             _check_positive("checkpoint_every", self.checkpoint_every, " or 'auto'")
         steps_per_epoch = -(-n_samples // self.batch_size_for(n_samples))
-        described = describe_step(step)
+        described = describe_step(step.plain)
         described["settings"] |= {
             "n_epochs": int(self.n_epochs),
             "batch_size": self.batch_size_for(n_samples),
-            "latent_shape": list(self.latent_shape),
-            "n_critic": int(self.n_critic),
-            "conditional": step.conditional,
             "schedule": self._describe_schedule(step, steps_per_epoch * int(self.n_epochs)),
         }
         return {
@@ -188,7 +259,7 @@ class GANTrainer(BaseEstimator):
             **described,
         }
 
-    def plan(self, step: TrainingStep, n_steps: int, start: int) -> CheckpointPlan:
+    def plan(self, step: AnyStep, n_steps: int, start: int) -> CheckpointPlan:
         """Return which states of a run of `n_steps` that is traced from step `start` on are kept."""
         return plan_checkpoints(
             self.checkpoint_every,
@@ -199,9 +270,9 @@ class GANTrainer(BaseEstimator):
             on_disk=self.store is not None,
         )
 
-    def record(
+    def train(
         self,
-        step: TrainingStep,
+        step: AnyStep,
         source: DataSource,
         description: dict[str, Any],
         *,
@@ -213,7 +284,7 @@ class GANTrainer(BaseEstimator):
 
         Parameters
         ----------
-        step : TrainingStep
+        step : Step
         source : DataSource
             The training data.
         description : dict
@@ -255,13 +326,13 @@ class GANTrainer(BaseEstimator):
         return trajectory
 
     def run(
-        self, step: TrainingStep, source: DataSource, state: TrainingState, random_state=None, *, start: int = 0
+        self, step: AnyStep, source: DataSource, state: TrainingState, random_state=None, *, start: int = 0
     ) -> Iterator[tuple[StepRecord, TrainingState]]:
         """Train, and yield what each step drew and the state after it.
 
         Parameters
         ----------
-        step : TrainingStep
+        step : Step
         source : DataSource
             The training data.
         state : TrainingState
@@ -277,7 +348,6 @@ class GANTrainer(BaseEstimator):
             If training diverges; the message names the step.
         """
         _check_positive("n_epochs", self.n_epochs)
-        _check_positive("n_critic", self.n_critic)
         steps_per_epoch = -(-len(source) // self.batch_size_for(len(source)))
         for record in islice(self.draw(step, source, random_state), start, None):
             t = record.index + 1
@@ -290,72 +360,39 @@ class GANTrainer(BaseEstimator):
                 )
             yield record, state
 
-    def draw(self, step: TrainingStep, source: DataSource, random_state=None) -> Iterator[StepRecord]:
+    def draw(self, step: AnyStep, source: DataSource, random_state=None) -> Iterator[StepRecord]:
         """Yield what each step of a run draws: a random order of the data in every epoch, and a seed for the rest.
 
-        `TrainingStep.drawn` completes a record.
+        `Step.drawn` completes a record.
         """
         rng = check_random_state(random_state)
         n_samples = len(source)
         size = self.batch_size_for(n_samples)
-        n_steps = -(-n_samples // size) * int(self.n_epochs)
-        settings_d, settings_g = self._schedules(step, n_steps)
+        schedules = self._schedules(step, -(-n_samples // size) * int(self.n_epochs))
+        numbers: dict[str, int] = {}
         index = 0
         for _ in range(self.n_epochs):
             order = torch.from_numpy(rng.permutation(n_samples).astype(np.int64))
             for indices in order.split(size):
-                number_g = -(-(index + 1) // self.n_critic)
-                yield StepRecord(
-                    index,
-                    indices,
-                    int(rng.randint(2**31)),
-                    updates_generator=(index + 1) % self.n_critic == 0,
-                    number_g=number_g,
-                    settings_d=settings_d[index],
-                    settings_g=settings_g[number_g - 1],
-                )
+                updates, numbers = step.plan(index, numbers, lambda slot, number: schedules[slot][number - 1])
+                yield StepRecord(index, indices, int(rng.randint(2**31)), updates)
                 index += 1
 
-    def _schedules(self, step: TrainingStep, n_steps: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Return the scheduled hyper-parameters of every update of the discriminator and of the generator."""
+    def _schedules(self, step: AnyStep, n_steps: int) -> dict[str, list[dict[str, Any]]]:
+        """Return the scheduled hyper-parameters of every update of each optimiser."""
+        counts: dict[str, int] = {}
+        for update in step.updates:
+            counts[update.slot] = counts.get(update.slot, 0) + sum(update.is_due(t) for t in range(n_steps))
         if self.scheduler is None:
-            return [{}] * n_steps, [{}] * n_steps
-        return (
-            scheduled_settings(step.optimizer_discriminator, self.scheduler, n_steps),
-            scheduled_settings(step.optimizer_generator, self.scheduler, -(-n_steps // self.n_critic)),
-        )
+            return {slot: [{}] * n for slot, n in counts.items()}
+        rules = {slot: step.rule_named(slot) for slot in counts}
+        return {slot: scheduled_settings(rules[slot], self.scheduler, n) for slot, n in counts.items()}
 
-    def _describe_schedule(self, step: TrainingStep, n_steps: int) -> str | None:
+    def _describe_schedule(self, step: AnyStep, n_steps: int) -> str | None:
         """Return a hash of what the scheduler does, whatever object it is."""
         if self.scheduler is None:
             return None
-        return hashlib.blake2b(repr(self._schedules(step, n_steps)).encode(), digest_size=8).hexdigest()
-
-
-def describe_step(step: TrainingStep) -> dict[str, Any]:
-    """Return what identifies the networks and the rules of a run."""
-    players = (("generator", step.generator), ("discriminator", step.discriminator))
-    weights = {f"{player}.{name}": p for player, module in players for name, p in module.named_parameters()}
-    buffers = {f"{player}.{name}": b for player, module in players for name, b in module.named_buffers()}
-    return {
-        "version": __version__,
-        "parameters": {
-            name: f"{list(p.shape)} {str(p.dtype).removeprefix('torch.')}"
-            for name, p in weights.items()
-            if p.requires_grad
-        },
-        "modules": {"generator": repr(step.generator), "discriminator": repr(step.discriminator)},
-        "frozen": content_hash({name: p for name, p in weights.items() if not p.requires_grad}),
-        "initial": content_hash(weights | buffers),
-        "settings": {
-            "loss": repr(step.loss),
-            "optimizer_generator": repr(step.optimizer_generator),
-            "optimizer_discriminator": repr(step.optimizer_discriminator),
-            "update": step.update,
-            "ema_decay": step.ema_decay,
-            "penalty": repr(step.penalty),
-        },
-    }
+        return hashlib.blake2b(repr(list(self._schedules(step, n_steps).values())).encode(), digest_size=8).hexdigest()
 
 
 def _check_positive(name: str, value: Any, alternative: str = "") -> None:
@@ -364,4 +401,4 @@ def _check_positive(name: str, value: Any, alternative: str = "") -> None:
 
 
 def _is_finite(state: TrainingState) -> bool:
-    return all(bool(p.isfinite().all()) for params in (state.generator, state.discriminator) for p in params.values())
+    return all(bool(p.isfinite().all()) for params in state.params.values() for p in params.values())

@@ -114,7 +114,7 @@ class LinearDatamodelingScore(Agreement):
 
 
 def estimation_accuracy(
-    cleaner: GANInfluence,
+    cleanser: GANInfluence,
     n_instances: int = 100,
     last_epochs: int | None = None,
     *,
@@ -126,7 +126,7 @@ def estimation_accuracy(
 
     Parameters
     ----------
-    cleaner : GANInfluence
+    cleanser : GANInfluence
         Fitted. Where its back-end traced another number of epochs than `last_epochs`, influence is computed anew.
     n_instances : int, default=100
         How many removals to try.
@@ -149,23 +149,23 @@ def estimation_accuracy(
     >>> from ganclean import GANInfluence, GANTrainer
     >>> from ganclean.validation import estimation_accuracy
     >>> X = np.random.default_rng(0).normal(size=(60, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=20), random_state=0).fit(X)
-    >>> accuracy = estimation_accuracy(cleaner, n_instances=20)
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=20), random_state=0).fit(X)
+    >>> accuracy = estimation_accuracy(cleanser, n_instances=20)
     >>> accuracy.kendall_tau > 0.9
     True
     >>> low, high = accuracy.interval("kendall_tau")
     >>> low <= accuracy.kendall_tau <= high
     True
     """
-    check_is_fitted(cleaner)
-    n_samples = len(cleaner.influence_)
+    check_is_fitted(cleanser)
+    n_samples = len(cleanser.influence_)
     rng = check_random_state(random_state)
     if group_size == 1:
         removals = list(rng.permutation(n_samples)[:n_instances, None])
     else:
         removals = [rng.permutation(n_samples)[:group_size] for _ in range(n_instances)]
-    predicted = _summed(predicted_influence(cleaner, last_epochs), removals)
-    values = np.asarray(counterfactual_retrain(cleaner, [[], *removals], last_epochs, **retraining))
+    predicted = _summed(predicted_influence(cleanser, last_epochs), removals)
+    values = np.asarray(counterfactual_retrain(cleanser, [[], *removals], last_epochs, **retraining))
     true = values[1:] - values[0]
     return EstimationAccuracy(
         predicted,
@@ -176,7 +176,7 @@ def estimation_accuracy(
 
 
 def linear_datamodeling_score(
-    cleaner: GANInfluence,
+    cleanser: GANInfluence,
     n_subsets: int = 50,
     last_epochs: int | None = None,
     *,
@@ -190,7 +190,7 @@ def linear_datamodeling_score(
 
     Parameters
     ----------
-    cleaner : GANInfluence
+    cleanser : GANInfluence
         Fitted. Where its back-end traced another number of epochs than `last_epochs`, influence is computed anew.
     n_subsets : int, default=50
     last_epochs : int, optional
@@ -201,7 +201,7 @@ def linear_datamodeling_score(
         Train anew with each of these seeds instead: other initial weights, batches and latents. It shows what
         influence says about the data rather than about one run.
     influence : ndarray of shape (n_samples,), optional
-        Scores to judge; default the cleaner's influence.
+        Scores to judge; default the cleanser's influence.
     random_state : int, RandomState instance or None, default=0
         Draws the subsets.
     **retraining
@@ -221,36 +221,36 @@ def linear_datamodeling_score(
     >>> from ganclean import GANInfluence, GANTrainer
     >>> from ganclean.validation import linear_datamodeling_score
     >>> X = np.random.default_rng(0).normal(size=(60, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=5), random_state=0).fit(X)
-    >>> linear_datamodeling_score(cleaner, n_subsets=20).spearman > 0.8
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=5), random_state=0).fit(X)
+    >>> linear_datamodeling_score(cleanser, n_subsets=20).spearman > 0.8
     True
     """
-    check_is_fitted(cleaner)
-    n_samples = len(cleaner.influence_)
+    check_is_fitted(cleanser)
+    n_samples = len(cleanser.influence_)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1; got {fraction!r}.")
     rng, n_removed = check_random_state(random_state), n_samples - max(1, round(fraction * n_samples))
     removals = [np.sort(rng.permutation(n_samples)[:n_removed]) for _ in range(n_subsets)]
     if influence is None:
-        influence = cleaner.influence_ if seeds is not None else predicted_influence(cleaner, last_epochs)
+        influence = cleanser.influence_ if seeds is not None else predicted_influence(cleanser, last_epochs)
     elif np.shape(influence) != (n_samples,):
         raise ValueError(f"influence must have one value for each of the {n_samples} instances.")
     predicted = _summed(influence, removals)
-    values = counterfactual_retrain(cleaner, [[], *removals], last_epochs, seeds=seeds, **retraining)
+    values = counterfactual_retrain(cleanser, [[], *removals], last_epochs, seeds=seeds, **retraining)
     by_seed = np.atleast_2d(np.asarray(values))
     by_seed = by_seed[:, 1:] - by_seed[:, :1]
     true = by_seed.mean(axis=0)
     return LinearDatamodelingScore(predicted, true, removals, _spearman(predicted, true), by_seed)
 
 
-def predicted_influence(cleaner: GANInfluence, last_epochs: int | None) -> np.ndarray:
-    """Return a fitted cleaner's influence over the last epochs, traced anew where it traced another window."""
-    backend = cleaner.backend_
+def predicted_influence(cleanser: GANInfluence, last_epochs: int | None) -> np.ndarray:
+    """Return a fitted cleanser's influence over the last epochs, traced anew where it traced another window."""
+    backend = cleanser.backend_
     if backend.traced_epochs() == last_epochs or "last_epochs" not in backend.get_params():
-        return cleaner.influence_
+        return cleanser.influence_
     backend = clone(backend).set_params(last_epochs=last_epochs)
-    gradient = {"": cleaner.gradients_[cleaner.metric_name_]}
-    return backend.fit(cleaner.trajectory_, gradient).influences_[""]
+    gradient = {"": cleanser.gradients_[cleanser.metric_name_]}
+    return backend.fit(cleanser.trajectory_, gradient).influences_[""]
 
 
 def extremes_jaccard(predicted: np.ndarray, true: np.ndarray, fraction: float = 0.1) -> float:

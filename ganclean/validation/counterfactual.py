@@ -15,12 +15,12 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ganclean.data import take
+from ganclean.dynamics.state import TrainingState
 from ganclean.metrics.base import Metric
 from ganclean.metrics.evaluation import Evaluator
 from ganclean.parallel import side_by_side
 from ganclean.progress import progress_bars
-from ganclean.training.replay import MEMORY_BUDGET, Replay, weights_without
-from ganclean.training.state import TrainingState
+from ganclean.runs.replay import MEMORY_BUDGET, Replay, weights_without
 
 if TYPE_CHECKING:
     from ganclean.cleansing import GANInfluence
@@ -41,9 +41,9 @@ class Judge:
     metrics: Mapping[str, Metric]
 
     @classmethod
-    def of(cls, cleaner: GANInfluence, metrics: Mapping[str, Metric], seed: int | None = None) -> Judge:
-        """Return the judge of a fitted cleaner's generators; by default on the latents of `metric_value_`."""
-        return cls(cleaner._evaluator(max(metric.sample_size for metric in metrics.values()), seed), metrics)
+    def of(cls, cleanser: GANInfluence, metrics: Mapping[str, Metric], seed: int | None = None) -> Judge:
+        """Return the judge of a fitted cleanser's generators; by default on the latents of `metric_value_`."""
+        return cls(cleanser.evaluator(max(metric.sample_size for metric in metrics.values()), seed), metrics)
 
     def __call__(self, state: TrainingState, run: int = 0) -> list[float]:
         """Return the value of each metric."""
@@ -51,7 +51,7 @@ class Judge:
 
 
 def counterfactual_retrain(
-    cleaner: GANInfluence,
+    cleanser: GANInfluence,
     removals: Sequence[ArrayLike],
     last_epochs: int | None = None,
     *,
@@ -72,7 +72,7 @@ def counterfactual_retrain(
 
     Parameters
     ----------
-    cleaner : GANInfluence
+    cleanser : GANInfluence
         Fitted.
     removals : sequence of sequences of int
         Rows to remove together; an empty one replays the run as it was.
@@ -81,7 +81,7 @@ def counterfactual_retrain(
     first_step : int, optional
         Replay from this step on instead.
     metric : Metric or dict of str to Metric, optional
-        Fitted; default the cleaner's own. All of a dict are evaluated on the same retrained generators.
+        Fitted; default the cleanser's own. All of a dict are evaluated on the same retrained generators.
     renormalize : bool, default=False
         Whether the discriminator's mean is taken over the remaining instances of a batch; by default the sum is still
         divided by the batch size, which is what influence predicts (theory, section 1).
@@ -116,26 +116,26 @@ def counterfactual_retrain(
     >>> from ganclean import GANInfluence, GANTrainer
     >>> from ganclean.validation import counterfactual_retrain
     >>> X = np.random.default_rng(0).normal(size=(60, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=2), random_state=0).fit(X)
-    >>> values = counterfactual_retrain(cleaner, [[], [3], [5, 9]])
-    >>> bool(np.isclose(values[0], cleaner.metric_value_)), values.shape
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=2), random_state=0).fit(X)
+    >>> values = counterfactual_retrain(cleanser, [[], [3], [5, 9]])
+    >>> bool(np.isclose(values[0], cleanser.metric_value_)), values.shape
     (True, (3,))
-    >>> counterfactual_retrain(cleaner, [[], [5, 9]], seeds=[1, 2, 3]).shape
+    >>> counterfactual_retrain(cleanser, [[], [5, 9]], seeds=[1, 2, 3]).shape
     (3, 2)
     """
-    check_is_fitted(cleaner)
-    cleaner.trajectory_.check_run()
-    metrics = metric if isinstance(metric, Mapping) else {"": cleaner.metric_ if metric is None else metric}
+    check_is_fitted(cleanser)
+    cleanser.trajectory_.check_run()
+    metrics = metric if isinstance(metric, Mapping) else {"": cleanser.metric_ if metric is None else metric}
     if not metrics:
         raise ValueError("metric must be a Metric or a dict of at least one; got an empty dict.")
-    judge = Judge.of(cleaner, metrics)
-    weights = weights_without(removals, len(cleaner.trajectory_.source))
+    judge = Judge.of(cleanser, metrics)
+    weights = weights_without(removals, len(cleanser.trajectory_.source))
     if seeds is not None:
         if last_epochs is not None or first_step is not None:
             raise ValueError("seeds train anew from the start: leave last_epochs and first_step out.")
-        values = _trained_anew(cleaner, weights, list(seeds), judge, n_jobs)
+        values = _trained_anew(cleanser, weights, list(seeds), judge, n_jobs)
     else:
-        trajectory = cleaner.trajectory_
+        trajectory = cleanser.trajectory_
         if last_epochs is not None and first_step is not None:
             raise ValueError("Give last_epochs or first_step, not both.")
         start = trajectory.start_of_last(last_epochs) if first_step is None else first_step
@@ -171,22 +171,22 @@ def _replayed(replay: Replay, weights: Tensor, judge: Judge, settings: dict) -> 
 
 
 def _trained_anew(
-    cleaner: GANInfluence, weights: Tensor, seeds: list[int], judge: Judge, n_jobs: int | None
+    cleanser: GANInfluence, weights: Tensor, seeds: list[int], judge: Judge, n_jobs: int | None
 ) -> np.ndarray:
     """Return the metrics after training anew, shape (n_seeds, n_removals, n_metrics)."""
-    if cleaner.trajectory_.is_of_own_loop:
+    if cleanser.trajectory_.is_of_own_loop:
         raise ValueError(
-            "The cleaner was fitted to your own training loop, which cannot be run with other seeds here. Run the loop "
-            "yourself on the remaining rows, or train with a GANTrainer."
+            "The cleanser was fitted to your own training loop, which cannot be run with other seeds here. Run the "
+            "loop yourself on the remaining rows, or train with a GANTrainer."
         )
     kept = [np.flatnonzero(row) for row in weights.numpy()]
     smallest = min((len(rows) for rows in kept), default=2)
     if smallest < 2:
         raise ValueError(f"A removal leaves {smallest} instances; at least 2 are needed to train anew.")
-    source = cleaner.trajectory_.source
-    template = clone(cleaner).set_params(verbose=False)
+    source = cleanser.trajectory_.source
+    template = clone(cleanser).set_params(verbose=False)
     jobs = [(template, source.data, source.labels, rows, seed, judge) for seed in seeds for rows in kept]
-    with progress_bars(cleaner.verbose) as progress:
+    with progress_bars(cleanser.verbose) as progress:
         values = side_by_side(_train_on, jobs, n_jobs, progress, "retraining")
     return np.array(values).reshape(len(seeds), len(kept), len(judge.metrics))
 
@@ -195,11 +195,11 @@ def _train_on(template: GANInfluence, X, y, rows: np.ndarray, seed: int, judge: 
     """Train on some rows, for as many steps as on all of them, and return the metrics."""
     rng = check_random_state(seed)
     n_samples, data, labels = len(X), take(X, rows), None if y is None else take(y, rows)
-    trainer, step, source = template._prepare(data, labels, rng.randint(2**31))
+    trainer, step, source = template.prepare(data, labels, rng.randint(2**31))
     size = min(trainer.batch_size_for(n_samples), len(rows))
     n_steps = trainer.n_epochs * -(-n_samples // trainer.batch_size_for(n_samples))
     n_epochs = max(1, round(n_steps / -(-len(rows) // size)))
     # Only where the run ends is of interest.
     trainer.set_params(n_epochs=n_epochs, batch_size=size, store=None, checkpoint_every=n_steps + len(rows))
-    trajectory = trainer.record(step, source, trainer.describe(step, len(rows), ""), random_state=rng.randint(2**31))
+    trajectory = trainer.train(step, source, trainer.describe(step, len(rows), ""), random_state=rng.randint(2**31))
     return replace(judge, evaluator=replace(judge.evaluator, step=step))(trajectory.state(len(trajectory)))

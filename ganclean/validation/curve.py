@@ -13,12 +13,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from ganclean.dynamics.network import loaded
+from ganclean.dynamics.state import TrainingState
 from ganclean.metrics.base import Metric
 from ganclean.parallel import side_by_side
 from ganclean.progress import progress_bars
-from ganclean.training.network import loaded
-from ganclean.training.replay import Replay, weights_without
-from ganclean.training.state import TrainingState
+from ganclean.runs.replay import Replay, weights_without
 from ganclean.validation.counterfactual import Judge
 from ganclean.validation.selectors import Selector, resolve_selector
 from ganclean.validation.significance import PairedComparison, corrected, paired_comparison
@@ -143,7 +143,7 @@ class CleansingCurve:
 
 
 def cleansing_curve(
-    cleaner: GANInfluence,
+    cleanser: GANInfluence,
     X_test,
     rates: Sequence[float] = (0.05, 0.1, 0.2),
     *,
@@ -160,19 +160,19 @@ def cleansing_curve(
 
     Parameters
     ----------
-    cleaner : GANInfluence
+    cleanser : GANInfluence
         Fitted; its own run is the first seed.
     X_test : array-like, Tensor or Dataset
         Reference of the evaluation; neither trained on nor used for influence.
     rates : sequence of float, default=(0.05, 0.1, 0.2)
         Fractions to remove.
     selectors : sequence of str or dict of str to callable, default=("influence", "random")
-        By what to choose the removed: ``"influence"``, ``"influence:NAME"`` for one of several metrics of the cleaner,
+        By what to choose the removed: ``"influence"``, ``"influence:NAME"`` for one of several metrics of the cleanser,
         ``"discriminator_loss"`` (influence on it), ``"isolation_forest"`` and ``"density"`` (a Gaussian) in the
-        metric's features, ``"random"``. A dict can hold functions too, from (cleaner, seed) to one number for each
+        metric's features, ``"random"``. A dict can hold functions too, from (cleanser, seed) to one number for each
         instance, the highest of which are removed.
     metrics : dict of str to Metric, optional
-        To evaluate beside the cleaner's own, such as `PRDC`, which shows whether diversity pays for fidelity. They are
+        To evaluate beside the cleanser's own, such as `PRDC`, which shows whether diversity pays for fidelity. They are
         fitted to X_test here.
     n_seeds : int, default=5
     last_epochs : int, optional
@@ -190,33 +190,33 @@ def cleansing_curve(
     >>> from ganclean import GANInfluence, GANTrainer
     >>> from ganclean.validation import cleansing_curve
     >>> X = np.random.default_rng(0).normal(size=(120, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=2), random_state=0).fit(X[:80])
-    >>> curve = cleansing_curve(cleaner, X[80:], rates=[0.1], n_seeds=2)
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=2), random_state=0).fit(X[:80])
+    >>> curve = cleansing_curve(cleanser, X[80:], rates=[0.1], n_seeds=2)
     >>> curve.values["fid"]["influence"].shape, curve.compare(against="random").n
     ((2, 1), 2)
     """
-    check_is_fitted(cleaner)
+    check_is_fitted(cleanser)
     if not all(0 < rate < 1 for rate in rates) or not len(rates):
         raise ValueError(f"rates must be fractions between 0 and 1; got {rates!r}.")
-    if cleaner.trajectory_.is_of_own_loop and n_seeds > 1:
+    if cleanser.trajectory_.is_of_own_loop and n_seeds > 1:
         raise ValueError(
-            "The cleaner was fitted to your own training loop, which cannot be run with other seeds here. Give "
+            "The cleanser was fitted to your own training loop, which cannot be run with other seeds here. Give "
             "n_seeds=1, or train with a GANTrainer."
         )
     named = selectors if isinstance(selectors, Mapping) else {str(name): name for name in selectors}
     if not named:
         raise ValueError("selectors must name at least one way to choose the removed.")
-    chosen = {name: resolve_selector(selector, cleaner) for name, selector in named.items()}
-    source = cleaner.trajectory_.source
+    chosen = {name: resolve_selector(selector, cleanser) for name, selector in named.items()}
+    source = cleanser.trajectory_.source
     counts = [min(max(1, round(rate * len(source))), len(source) - 1) for rate in rates]
-    evaluated = {cleaner.metric_name_: clone(cleaner.metric_), **(metrics or {})}
+    evaluated = {cleanser.metric_name_: clone(cleanser.metric_), **(metrics or {})}
     judged = {name: clone(metric).fit(X_test) for name, metric in evaluated.items()}
-    shown = int(np.abs(np.array(counts) - (~cleaner.support_).sum()).argmin())
-    seeds = check_random_state(cleaner.random_state).randint(2**31, size=n_seeds)
+    shown = int(np.abs(np.array(counts) - (~cleanser.support_).sum()).argmin())
+    seeds = check_random_state(cleanser.random_state).randint(2**31, size=n_seeds)
     jobs: list[tuple[Any, ...]] = [
         (
-            cleaner if i == 0 else cleaner._sibling(int(seed)),
-            None if i == 0 else (source.data, source.labels, cleaner.reference_),
+            cleanser if i == 0 else cleanser.sibling(int(seed)),
+            None if i == 0 else (source.data, source.labels, cleanser.reference_),
             judged,
             chosen,
             counts,
@@ -226,13 +226,13 @@ def cleansing_curve(
         )
         for i, seed in enumerate(seeds)
     ]
-    with progress_bars(cleaner.verbose) as progress:
+    with progress_bars(cleanser.verbose) as progress:
         trials = side_by_side(_trial, jobs, n_jobs, progress, "retraining")
     # For each seed: no removal, then the rates of each selector; the last column is the validation data's.
     values = np.array([trial[0] for trial in trials])
     columns = {name: slice(1 + i * len(counts), 1 + (i + 1) * len(counts)) for i, name in enumerate(chosen)}
     return CleansingCurve(
-        metric=cleaner.metric_name_,
+        metric=cleanser.metric_name_,
         greater_is_better={name: metric.greater_is_better for name, metric in judged.items()},
         rates=np.array(counts) / len(source),
         baseline={name: values[:, 0, i] for i, name in enumerate(judged)},
@@ -249,7 +249,7 @@ def cleansing_curve(
 
 
 def _trial(
-    cleaner: GANInfluence,
+    cleanser: GANInfluence,
     data: tuple[Any, Any, Any] | None,
     judged: Mapping[str, Metric],
     selectors: Mapping[str, Selector],
@@ -261,14 +261,14 @@ def _trial(
     """Return one seed's metric values, its harmfulness and, where a rate is to be shown, the retrained generators."""
     if data is not None:
         X, y, X_val = data
-        cleaner.fit(X, y, X_val=X_val)
-    trajectory = cleaner.trajectory_
-    scores = {name: selector(cleaner, seed) for name, selector in selectors.items()}
+        cleanser.fit(X, y, X_val=X_val)
+    trajectory = cleanser.trajectory_
+    scores = {name: selector(cleanser, seed) for name, selector in selectors.items()}
     orders = [np.argsort(-score, kind="stable") for score in scores.values()]
     removals: list[ArrayLike] = [[], *(order[:n] for order in orders for n in counts)]
     # Other latents than those that influence was computed on: nothing in the evaluation has been seen before.
-    on_test = Judge.of(cleaner, judged, seed)
-    on_validation = Judge.of(cleaner, {"": cleaner.metric_}, (seed + 1) % 2**32)
+    on_test = Judge.of(cleanser, judged, seed)
+    on_validation = Judge.of(cleanser, {"": cleanser.metric_}, (seed + 1) % 2**32)
     kept: dict[int, str] = {}
     if shown is not None:
         kept = {0: "none"} | {1 + i * len(counts) + shown: name for i, name in enumerate(scores)}
@@ -276,7 +276,7 @@ def _trial(
 
     def judge(state: TrainingState, run: int) -> list[float]:
         if run in kept:
-            generators[kept[run]] = loaded(trajectory.step.generator, state.evaluated, state.buffers_generator)
+            generators[kept[run]] = loaded(trajectory.step.generator, state.module_values("G"))
         return on_test(state) + on_validation(state)
 
     replay = Replay.of(trajectory, trajectory.start_of_last(last_epochs))

@@ -13,6 +13,7 @@ from torch import nn
 
 from ganclean.metrics import DiscriminatorLoss, FeatureMetric
 from ganclean.metrics.extractors import features_of
+from ganclean.recipes.adversarial import adversarial_loss
 from ganclean.valuation.density import DensitySelector
 
 if TYPE_CHECKING:
@@ -21,34 +22,34 @@ if TYPE_CHECKING:
 Selector = Callable[["GANInfluence", int], np.ndarray]
 
 
-def influence(cleaner: GANInfluence, seed: int) -> np.ndarray:
+def influence(cleanser: GANInfluence, seed: int) -> np.ndarray:
     """Return the harmfulness for the metric that decides."""
-    return cleaner.harmfulness_
+    return cleanser.harmfulness_
 
 
-def discriminator_loss(cleaner: GANInfluence, seed: int) -> np.ndarray:
+def discriminator_loss(cleanser: GANInfluence, seed: int) -> np.ndarray:
     """Return the harmfulness for the discriminator's loss: what influence would be if the loss told the quality."""
-    metric = DiscriminatorLoss(cleaner.trajectory_.step.loss).fit(cleaner.reference_)
-    trajectory = cleaner.trajectory_
-    evaluator = cleaner._evaluator(metric.sample_size)
+    metric = DiscriminatorLoss(adversarial_loss(cleanser.trajectory_.step.updates)).fit(cleanser.reference_)
+    trajectory = cleanser.trajectory_
+    evaluator = cleanser.evaluator(metric.sample_size)
     _, gradient = evaluator.gradient("discriminator loss", metric, trajectory.state(len(trajectory)))
-    return -clone(cleaner.backend_).fit(trajectory, {"": gradient}).influences_[""]
+    return -clone(cleanser.backend_).fit(trajectory, {"": gradient}).influences_[""]
 
 
-def isolation_forest(cleaner: GANInfluence, seed: int) -> np.ndarray:
+def isolation_forest(cleanser: GANInfluence, seed: int) -> np.ndarray:
     """Return how isolated the instances are in the metric's features."""
-    features = metric_features(cleaner)
+    features = metric_features(cleanser)
     return -IsolationForest(random_state=seed).fit(features).score_samples(features)
 
 
-def density(cleaner: GANInfluence, seed: int) -> np.ndarray:
+def density(cleanser: GANInfluence, seed: int) -> np.ndarray:
     """Return how improbable the instances are under a Gaussian in the metric's features, as in instance selection."""
-    return DensitySelector().fit(metric_features(cleaner)).harmfulness_
+    return DensitySelector().fit(metric_features(cleanser)).harmfulness_
 
 
-def random(cleaner: GANInfluence, seed: int) -> np.ndarray:
+def random(cleanser: GANInfluence, seed: int) -> np.ndarray:
     """Return a random order."""
-    return check_random_state(seed).permutation(len(cleaner.influence_)).astype(np.float64)
+    return check_random_state(seed).permutation(len(cleanser.influence_)).astype(np.float64)
 
 
 SELECTORS: dict[str, Selector] = {
@@ -60,17 +61,17 @@ SELECTORS: dict[str, Selector] = {
 }
 
 
-def resolve_selector(name: str | Selector, cleaner: GANInfluence) -> Selector:
+def resolve_selector(name: str | Selector, cleanser: GANInfluence) -> Selector:
     """Return the selector that a name stands for; ``"influence:NAME"`` is influence on one of several metrics."""
     if callable(name):
         return name
     if name in SELECTORS:
         return SELECTORS[name]
     metric = name.removeprefix("influence:")
-    if metric != name and metric in cleaner.metrics_:
+    if metric != name and metric in cleanser.metrics_:
         return _InfluenceOn(metric)
-    known = [*SELECTORS, *(f"influence:{metric}" for metric in cleaner.metrics_)]
-    raise ValueError(f"A selector must be one of {known}, or a function of (cleaner, seed); got {name!r}.")
+    known = [*SELECTORS, *(f"influence:{metric}" for metric in cleanser.metrics_)]
+    raise ValueError(f"A selector must be one of {known}, or a function of (cleanser, seed); got {name!r}.")
 
 
 class _InfluenceOn:
@@ -79,13 +80,13 @@ class _InfluenceOn:
     def __init__(self, metric: str):
         self.metric = metric
 
-    def __call__(self, cleaner: GANInfluence, seed: int) -> np.ndarray:
-        sign = 1 if cleaner.metrics_[self.metric].greater_is_better else -1
-        return sign * cleaner.influences_[self.metric]
+    def __call__(self, cleanser: GANInfluence, seed: int) -> np.ndarray:
+        sign = 1 if cleanser.metrics_[self.metric].greater_is_better else -1
+        return sign * cleanser.influences_[self.metric]
 
 
-def metric_features(cleaner: GANInfluence) -> np.ndarray:
+def metric_features(cleanser: GANInfluence) -> np.ndarray:
     """Return the training instances' features of the deciding metric, or their values where it has none."""
-    metric = cleaner.metric_
+    metric = cleanser.metric_
     extract = metric.extract if isinstance(metric, FeatureMetric) else nn.Flatten()
-    return features_of(cleaner.trajectory_.source, extract)
+    return features_of(cleanser.trajectory_.source, extract)

@@ -11,8 +11,8 @@ from scipy.stats import pearsonr
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ganclean.training.replay import Replay
-from ganclean.training.smoothness import STEP, in_words, random_direction
+from ganclean.runs.replay import Replay
+from ganclean.runs.smoothness import STEP, in_words, random_direction
 from ganclean.validation.counterfactual import Judge, replayed
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class TrustReport:
 
 
 def trust_report(
-    cleaner: GANInfluence, *, n_probes: int = 10, step: float = STEP, random_state=0, n_jobs: int | None = None
+    cleanser: GANInfluence, *, n_probes: int = 10, step: float = STEP, random_state=0, n_jobs: int | None = None
 ) -> TrustReport:
     """Return how smooth the traced part of a run is, and how well influence predicts random reweightings of it.
 
@@ -63,7 +63,7 @@ def trust_report(
 
     Parameters
     ----------
-    cleaner : GANInfluence
+    cleanser : GANInfluence
         Fitted.
     n_probes : int, default=10
     step : float, default=0.1
@@ -82,25 +82,25 @@ def trust_report(
     >>> from ganclean import GANInfluence, GANTrainer
     >>> from ganclean.validation import trust_report
     >>> X = np.random.default_rng(0).normal(size=(60, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=20), random_state=0).fit(X)
-    >>> report = trust_report(cleaner)
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=20), random_state=0).fit(X)
+    >>> report = trust_report(cleanser)
     >>> report.smoothness > 0.9, report.pearson > 0.9
     (True, True)
     """
-    check_is_fitted(cleaner)
+    check_is_fitted(cleanser)
     if n_probes < 2:
         raise ValueError(f"At least 2 probes are needed for a correlation; got n_probes={n_probes!r}.")
-    trajectory, rng = cleaner.trajectory_, check_random_state(random_state)
-    directions = torch.stack([random_direction(len(cleaner.influence_), rng) for _ in range(n_probes)])
-    replay = Replay.of(trajectory, trajectory.start_of_last(cleaner.backend_.traced_epochs()))
+    trajectory, rng = cleanser.trajectory_, check_random_state(random_state)
+    directions = torch.stack([random_direction(len(cleanser.influence_), rng) for _ in range(n_probes)])
+    replay = Replay.of(trajectory, trajectory.start_of_last(cleanser.backend_.traced_epochs()))
     weights = torch.cat([torch.ones_like(directions[:1]), 1 + step * directions])
-    values = replayed(replay, weights, Judge.of(cleaner, {"": cleaner.metric_}), {}, n_jobs)[:, 0]
+    values = replayed(replay, weights, Judge.of(cleanser, {"": cleanser.metric_}), {}, n_jobs)[:, 0]
     true = values[1:] - values[0]
     # Influence is the change on removal, the weight going from 1 to 0; of this run alone, not of an average over runs.
-    influence = cleaner.backend_.influences_[cleaner.metric_name_]
+    influence = cleanser.backend_.influences_[cleanser.metric_name_]
     predicted = -step * directions.numpy() @ influence
     return TrustReport(
-        cleaner.smoothness_,
+        cleanser.smoothness_,
         predicted,
         true,
         float(pearsonr(predicted, true).statistic),

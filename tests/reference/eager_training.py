@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, relu
 
+from ganclean.dynamics.randomness import stream
 from ganclean.losses import R1, GradientPenalty
 from ganclean.optim import SGD, Adam, AdamW, Clipped, RMSprop
 
@@ -119,12 +120,14 @@ def train_eagerly(generator, discriminator, trainer, X, trajectory, weights=None
     for t in range(len(trajectory)):
         record = trajectory[t]
         due = penalty is not None and t % penalty.every == 0
-        seed = record.seed
+        of_d, of_g = record.of("D"), record.of("G")
         shared = record.latents_g is record.latents_d
+        # The streams of random numbers of a step's calls: update, slice, player, call.
+        D.streams = iter([stream(record.seed, 0, 0, "D", i) for i in range(2 + ("mixing" in of_d.draws))])
         visited = outsider is not None and t >= start
         batch = X[record.indices].requires_grad_(due)
-        fakes = G(seed, record.latents_d, record.labels_d)
-        output = D(seed + 1, batch, record.labels).flatten()
+        fakes = G(stream(record.seed, 0, 0, "G", 0), record.latents_d, of_d.draws.get("labels"))
+        output = D(next(D.streams), batch, record.labels).flatten()
         terms = real(output)
         if due and isinstance(penalty, R1):
             terms = terms + penalty.every * penalty.gamma / 2 * squared_slope(output, batch)
@@ -136,11 +139,11 @@ def train_eagerly(generator, discriminator, trainer, X, trajectory, weights=None
             term = real(output)
             if due and isinstance(penalty, R1):
                 term = term + penalty.every * penalty.gamma / 2 * squared_slope(output, alone)
-        judged = D(seed + 2, fakes.detach(), record.labels_d).flatten()
+        judged = D(next(D.streams), fakes.detach(), of_d.draws.get("labels")).flatten()
         if due and isinstance(penalty, GradientPenalty):
-            share = record.mixing.view(-1, *[1] * (batch.ndim - 1))
+            share = of_d.draws["mixing"].view(-1, *[1] * (batch.ndim - 1))
             mixed = (share * batch + (1 - share) * fakes.detach()).detach().requires_grad_()
-            slope = squared_slope(D(seed + 5, mixed, record.labels), mixed).sqrt()
+            slope = squared_slope(D(next(D.streams), mixed, record.labels), mixed).sqrt()
             terms = terms + penalty.every * penalty.weight * (slope - penalty.target) ** 2
             if visited:
                 turn = outsider.turn % len(batch)
@@ -156,13 +159,14 @@ def train_eagerly(generator, discriminator, trainer, X, trajectory, weights=None
         D.differentiate(loss_d)
         if trainer.update == "alternating":
             D.update()
-        if record.updates_generator:
+        if of_g is not None:
+            labels = of_g.draws.get("labels")
             if not shared:
-                fakes = G(seed + 3, record.latents_g, record.labels_g)
-            G.differentiate(deceive(D(seed + 4, fakes, record.labels_g).flatten()).mean())
+                fakes = G(stream(record.seed, 1, 0, "G", 0), record.latents_g, labels)
+            G.differentiate(deceive(D(stream(record.seed, 1, 0, "D", 0), fakes, labels).flatten()).mean())
         if trainer.update == "simultaneous":
             D.update()
-        if record.updates_generator:
+        if of_g is not None:
             G.update()
             follow(average, G.module, trainer.ema_decay)
     average.load_state_dict(dict(G.module.named_buffers()), strict=False)

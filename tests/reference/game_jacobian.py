@@ -52,18 +52,20 @@ def game_jacobian(generator, discriminator, chunks, source, penalty=None, decay=
     def loss_g(theta_g, theta_d):
         total = 0
         for record in chunks:
-            fake = generated(theta_g, record.latents_g, record.labels_g)
-            labels = () if record.labels_g is None else (record.labels_g,)
+            made_for = record.of("G").draws.get("labels")
+            fake = generated(theta_g, record.latents_g, made_for)
+            labels = () if made_for is None else (made_for,)
             total = total + softplus(-_called(discriminator, theta_d, fake, *labels)).sum() / n
         return total
 
     def loss_d(theta_d, theta_g):
         total = 0
         for record, drawn in zip(chunks, real):
-            fake = generated(theta_g, record.latents_d, record.labels_d)
-            labels = () if record.labels_d is None else (record.labels_d,)
+            made_for, mixing = (record.of("D").draws.get(name) for name in ("labels", "mixing"))
+            fake = generated(theta_g, record.latents_d, made_for)
+            labels = () if made_for is None else (made_for,)
             total = total + softplus(_called(discriminator, theta_d, fake, *labels)).sum() / n
-            losses = instance_losses(discriminator, theta_d, drawn, record.labels, fake, record.mixing, penalty)
+            losses = instance_losses(discriminator, theta_d, drawn, record.labels, fake, mixing, penalty)
             total = total + losses.sum() / n
         return total
 
@@ -72,3 +74,42 @@ def game_jacobian(generator, discriminator, chunks, source, penalty=None, decay=
         return torch.cat([grad(loss_g)(theta_g, theta_d), grad(loss_d)(theta_d, theta_g)]) + decay * theta
 
     return jacrev(both)(theta), both(theta)
+
+
+def explicit_game(players, updates, chunks, source):
+    """∂g/∂θ, ∂(n g)/∂w and g itself of any players and updates, by autograd.
+
+    Each update has the players that it trains, its share of the steps, and a loss ``loss(live, still, x, z, w)``, of
+    which the gradient is taken in what is `live`; what is `still` depends on the parameters all the same.
+    """
+    starts, total = {}, 0
+    for player, module in players.items():
+        starts[player] = total, len(flat(module))
+        total += len(flat(module))
+    n = sum(len(record.indices) for record in chunks)
+
+    def calling(theta):
+        def call(player, *inputs):
+            start, size = starts[player]
+            return _called(players[player], theta[start : start + size], *inputs)
+
+        return call
+
+    def gradients(theta, weights):
+        g = torch.zeros_like(theta)
+        for record, w in zip(chunks, weights.split([len(record.indices) for record in chunks])):
+            for name, (trains, share, loss) in updates.items():
+                z, x = record.of(name).draws["latents"], source[record.indices]
+                live = theta.detach().requires_grad_() if not theta.requires_grad else theta.clone()
+                value = loss(calling(live), calling(theta), x, z, w)
+                (slope,) = torch.autograd.grad(value, live, create_graph=True)
+                mask = torch.zeros_like(theta)
+                for player in trains:
+                    start, size = starts[player]
+                    mask[start : start + size] = 1
+                g = g + len(x) / n * share * mask * slope
+        return g
+
+    theta, ones = torch.cat([flat(module) for module in players.values()]), torch.ones(n, dtype=torch.float64)
+    in_theta, in_weights = torch.autograd.functional.jacobian(gradients, (theta, ones))
+    return in_theta, n * in_weights, gradients(theta.requires_grad_(), ones).detach()

@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from ganclean.dynamics.randomness import stream
 from ganclean.losses import R1, GradientPenalty
 from tests.reference.eager_training import LOSSES, EagerPlayer, follow, squared_slope
 
@@ -27,32 +28,35 @@ def redact_eagerly(generator, discriminator, trainer, X, records, lam, score=Non
     penalty = trainer.penalty
     for record in records:
         due = penalty is not None and record.index % penalty.every == 0
-        seed = record.seed
+        of_d, of_g = record.of("D"), record.of("G")
+        # The streams of random numbers of a step's calls: update, slice, player, call.
+        streams = iter([stream(record.seed, 0, 0, "D", i) for i in range(4)])
         batch = X[record.indices].requires_grad_(due)
-        fakes = G(seed, record.latents_d, record.labels_d)
-        output = D(seed + 1, batch, record.labels).flatten()
+        fakes = G(stream(record.seed, 0, 0, "G", 0), record.latents_d, of_d.draws.get("labels"))
+        output = D(next(streams), batch, record.labels).flatten()
         loss = real(output).mean()
         if due and isinstance(penalty, R1):
             loss = loss + (penalty.every * penalty.gamma / 2 * squared_slope(output, batch)).mean()
-        loss = loss + lam * fake(D(seed + 2, fakes.detach(), record.labels_d).flatten()).mean()
-        rejected = D(seed + 6, record.negatives, record.labels_negatives).flatten()
+        loss = loss + lam * fake(D(next(streams), fakes.detach(), of_d.draws.get("labels")).flatten()).mean()
+        rejected = D(next(streams), of_d.draws["negatives"], of_d.draws.get("labels_negatives")).flatten()
         loss = loss + (1 - lam) * fake(rejected).mean()
         if due and isinstance(penalty, GradientPenalty):
-            share = record.mixing.view(-1, *[1] * (batch.ndim - 1))
+            share = of_d.draws["mixing"].view(-1, *[1] * (batch.ndim - 1))
             mixed = (share * batch + (1 - share) * fakes).detach().requires_grad_()
-            slope = squared_slope(D(seed + 5, mixed, record.labels), mixed).sqrt()
+            slope = squared_slope(D(next(streams), mixed, record.labels), mixed).sqrt()
             loss = loss + (penalty.every * penalty.weight * (slope - penalty.target) ** 2).mean()
         D.differentiate(loss)
         if trainer.update == "alternating":
             D.update()
-        if record.updates_generator:
+        if of_g is not None:
+            labels = of_g.draws.get("labels")
             if record.latents_g is not record.latents_d:
-                fakes = G(seed + 3, record.latents_g, record.labels_g)
-            output = D(seed + 4, fakes, record.labels_g).flatten()
+                fakes = G(stream(record.seed, 1, 0, "G", 0), record.latents_g, labels)
+            output = D(stream(record.seed, 1, 0, "D", 0), fakes, labels).flatten()
             G.differentiate(generator_loss(deceive, output, fakes, score, guide))
         if trainer.update == "simultaneous":
             D.update()
-        if record.updates_generator:
+        if of_g is not None:
             G.update()
             follow(average, G.module, trainer.ema_decay)
     average.load_state_dict(dict(G.module.named_buffers()), strict=False)

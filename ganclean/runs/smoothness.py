@@ -7,8 +7,8 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from ganclean.training.replay import Replay
-from ganclean.training.state import TrainingState, ravel
+from ganclean.dynamics.state import TrainingState, ravel
+from ganclean.runs.replay import Replay
 
 STEP = 0.1
 
@@ -42,11 +42,11 @@ def metasmoothness(replay: Replay, step: float = STEP, random_state=0) -> float:
     --------
     >>> import numpy as np
     >>> from ganclean import GANInfluence, GANTrainer
-    >>> from ganclean.training.replay import Replay
-    >>> from ganclean.training.smoothness import metasmoothness
+    >>> from ganclean.runs.replay import Replay
+    >>> from ganclean.runs.smoothness import metasmoothness
     >>> X = np.random.default_rng(0).normal(size=(60, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=3), random_state=0).fit(X)
-    >>> metasmoothness(Replay.of(cleaner.trajectory_)) > 0.9
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=3), random_state=0).fit(X)
+    >>> metasmoothness(Replay.of(cleanser.trajectory_)) > 0.9
     True
     """
     direction = random_direction(len(replay.source), random_state)
@@ -60,7 +60,7 @@ def metasmoothness(replay: Replay, step: float = STEP, random_state=0) -> float:
 
 
 def _generator(state: TrainingState, run: int) -> Tensor:
-    return ravel(state.evaluated).double().cpu()
+    return ravel(state.evaluated["G"]).double().cpu()
 
 
 def in_words(smoothness: float) -> str:

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.func import vmap
 
 from ganclean.data import DataSource
-from ganclean.training.checkpoints import size_of
-from ganclean.training.dispatch import is_dispatch_bound
-from ganclean.training.record import StepRecord
-from ganclean.training.state import TrainingState, map_state
-from ganclean.training.step import TrainingStep
-from ganclean.training.trajectory import Trajectory
+from ganclean.dynamics.capture import AnyStep
+from ganclean.dynamics.dispatch import is_dispatch_bound
+from ganclean.dynamics.record import StepRecord
+from ganclean.dynamics.state import TrainingState, map_state
+from ganclean.runs.checkpoints import size_of
+from ganclean.runs.proof import check_segment
+from ganclean.runs.trajectory import Trajectory
 
 Result = TypeVar("Result")
 
@@ -33,7 +34,7 @@ class Replay:
 
     Parameters
     ----------
-    step : TrainingStep
+    step : AnyStep
     source : DataSource
     record_of : callable
         Returns what a step drew, by its number, as it was stored.
@@ -43,7 +44,7 @@ class Replay:
         The state before the first of them.
     """
 
-    step: TrainingStep
+    step: AnyStep
     source: DataSource
     record_of: Callable[[int], StepRecord]
     steps: range
@@ -65,6 +66,10 @@ class Replay:
     def record(self, t: int) -> StepRecord:
         """Return what step `t` drew, complete."""
         return self.step.drawn(self.record_of(t), self.source)
+
+    def instances(self, record: StepRecord) -> Tensor:
+        """Return the instances that a step drew."""
+        return self.source[record.indices] if record.x is None else record.x
 
     def map(
         self,
@@ -134,15 +139,14 @@ class Replay:
     def _advance(self, state: TrainingState, begin: int, end: int) -> TrainingState:
         for t in range(begin, end):
             record = self.record(t)
-            state = self.step(state, record, self.source[record.indices])
+            state = self.step(state, record, self.instances(record))
         return state
 
     def _alone(self, state: TrainingState, begin: int, weights: Tensor, renormalize: bool) -> TrainingState:
         for t in range(begin, self.steps.stop):
             record = self.record(t)
-            real = self.source[record.indices]
-            own = weights[record.indices].to(real)
-            state = self.step(state, record, real, own, divisor=_divisor(own, renormalize))
+            x = self.instances(record)
+            state = self.step(state, record, x, _scaled(weights[record.indices].to(self.step.like), renormalize))
         return state
 
     def _together(
@@ -154,12 +158,13 @@ class Replay:
         for t in range(int(departures[0]), self.steps.stop):
             states, n_running = _joined(states, state, n_running, int((departures <= t).sum()))
             record = self.record(t)
-            real = self.source[record.indices]
+            x = self.instances(record)
 
-            def advance(state: TrainingState, own: Tensor, record=record, real=real) -> TrainingState:
-                return self.step(state, record, real, own, divisor=_divisor(own, renormalize), functional=True)
+            def advance(state: TrainingState, own: Tensor, record=record, x=x) -> TrainingState:
+                return self.step(state, record, x, _scaled(own, renormalize), functional=True)
 
-            states = vmap(advance, randomness="same")(states, weights[:n_running, record.indices].to(real))
+            own = weights[:n_running, record.indices].to(self.step.like)
+            states = vmap(advance, randomness="same")(states, own)
             if n_running < len(departures):
                 state = self._advance(state, t, t + 1)
         finals, _ = _joined(states, state, n_running, len(departures))
@@ -167,7 +172,7 @@ class Replay:
 
     def _is_dispatch_bound(self) -> bool:
         record = self.record(self.steps.start)
-        return is_dispatch_bound(self.step, self.first, record, self.source[record.indices])
+        return is_dispatch_bound(self.step.plain, self.first, record, self.instances(record))
 
     def _chunk_size(self, chunk_size: int | str, memory_budget: int) -> int:
         if chunk_size != "auto":
@@ -179,7 +184,7 @@ class Replay:
         saved = _SavedBytes()
         with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
             record = self.record(self.steps.start)
-            self.step.plain(self.first, record, self.source[record.indices])
+            self.step.plain(self.first, record, self.instances(record))
         # A run holds its state before and after the step, the gradients, and what the backward pass needs.
         return max(1, memory_budget // (4 * size_of(self.first) + saved.n_bytes))
 
@@ -208,8 +213,9 @@ def _joined(
     return copies if states is None else map_state(lambda *both: torch.cat(both), states, copies), n_wanted
 
 
-def _divisor(weights: Tensor, renormalize: bool) -> Any:
-    return weights.sum().clamp(min=1) if renormalize else None
+def _scaled(weights: Tensor, renormalize: bool) -> Tensor:
+    """Return the weights; renormalised, such that a mean over the batch is one over what remains of it."""
+    return weights * (len(weights) / weights.sum().clamp(min=1)) if renormalize else weights
 
 
 def weights_without(removals: Sequence[ArrayLike], n_samples: int) -> Tensor:
@@ -237,3 +243,17 @@ def retrained_states(
     """Return the final states after replaying the last epochs without each set of instances."""
     replay = Replay.of(trajectory, trajectory.start_of_last(last_epochs))
     return replay.map(lambda state, _: state, weights_without(removals, len(trajectory.source)), **settings)
+
+
+def proven_end(trajectory: Trajectory, start: int) -> TrainingState:
+    """Return the final state of a replay from step `start` on without any removal, which must be the recorded one.
+
+    Raises
+    ------
+    ReplayMismatchError
+        If it ended elsewhere; the message names the player.
+    """
+    replay = Replay.of(trajectory, start)
+    (end,) = replay.map(lambda state, _: state, torch.ones(1, len(trajectory.source)))
+    check_segment(replay.first, trajectory.state(len(trajectory)), end, len(trajectory))
+    return end

@@ -7,18 +7,18 @@ of a step spares that time.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ganclean.training.record import StepRecord
-from ganclean.training.state import TrainingState
-from ganclean.training.step import TrainingStep, is_shared, shifted
+from ganclean.dynamics.record import StepRecord, UpdateRecord
+from ganclean.dynamics.state import TrainingState
+from ganclean.dynamics.step import Step, shifted
 
 log = logging.getLogger(__name__)
 
@@ -28,29 +28,36 @@ MAX_GRAPHS = 16
 Graph = Callable[[list[Tensor]], Any]
 
 
-@dataclass(frozen=True)
-class CompiledStep(TrainingStep):
+class CompiledStep:
     """A training step that runs as a compiled graph, and with it what else is done with a step.
 
     The operations of a step on plain tensors, backward passes included, are recorded once for each form of a step and
     compiled by `torch.compile`. What differs from step to step (states, instances, latents, the number of the update, a
     scheduled learning rate) are the graph's inputs. Where that does not work, the step runs as it would without, and a
-    line is logged: networks that draw random numbers, such as dropout, are one such case.
+    line is logged: networks and objectives that draw random numbers are one such case.
 
     Parameters
     ----------
-    generator, discriminator, loss, optimizer_generator, optimizer_discriminator, latent_shape, update, ema_decay, \
-penalty, conditional
-        As of `TrainingStep`.
+    step : Step
+        Everything but a call and `run` is its own.
     """
 
-    def __call__(self, state, record, real, weights=None, push=None, divisor=None, *, functional=False):
-        if functional or push is not None:
-            return super().__call__(state, record, real, weights, push, divisor, functional=functional)
-        return self.run(_next_state, state, record, real, weights, divisor)
+    def __init__(self, step: Step):
+        self.plain = step
+        self._graphs = _Graphs()
 
-    def run(self, function, state, record, real, *others):
-        """Return ``function(self, state, record, real, *others)``, computed by a compiled graph where there can be one.
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "plain":
+            raise AttributeError(name)
+        return getattr(self.plain, name)
+
+    def __call__(self, state, record, x, weights=None, *, functional=False):
+        if functional:
+            return self.plain(state, record, x, weights, functional=True)
+        return self.run(_next_state, state, record, x, weights)
+
+    def run(self, function, state, record, x, *others):
+        """Return ``function(step, state, record, x, *others)``, computed by a compiled graph where there can be one.
 
         Parameters
         ----------
@@ -59,24 +66,18 @@ penalty, conditional
             else as constants.
         state : TrainingState
         record : StepRecord
-        real : Tensor of shape (batch_size, *sample_shape)
+        x : Tensor of shape (batch_size, *sample_shape)
         *others
             Whatever else it takes, nested in tuples, lists and dicts.
         """
-        return self._graphs(function, self, shifted(state, record), replace(record, shifts={}), real, *others)
-
-    @cached_property
-    def plain(self) -> TrainingStep:
-        """The same step without graphs."""
-        return TrainingStep(*(getattr(self, field.name) for field in fields(TrainingStep)))
-
-    @cached_property
-    def _graphs(self) -> _Graphs:
-        return _Graphs()
+        return self._graphs(function, self.plain, shifted(state, record), replace(record, shifts={}), x, *others)
 
 
-def _next_state(step, state, record, real, weights, divisor):
-    return TrainingStep.__call__(step, state, record, real, weights, None, divisor)
+def _next_state(step, state, record, x, weights):
+    return step(state, record, x, weights)
+
+
+AnyStep = Step | CompiledStep
 
 
 class _Graphs:
@@ -84,45 +85,42 @@ class _Graphs:
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, Graph | None] = {}
-        self._gave_up = False
+        self._told: set[str] = set()
 
     def __getstate__(self):
         # Graphs stay in their process; another one makes its own.
-        return {"_graphs": {}, "_gave_up": False}
+        return {"_graphs": {}, "_told": set()}
 
-    def __call__(
-        self, function: Callable, step: TrainingStep, state: TrainingState, record: StepRecord, real: Tensor, *others
-    ):
+    def __call__(self, function: Callable, step: Step, state: TrainingState, record: StepRecord, x: Tensor, *others):
         varying, constant = _split(step, record)
-        arguments = state, varying, real, others
+        arguments = state, varying, x, others
         leaves = _leaves_of(arguments, [])
         inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         fixed = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        due = step.penalty is not None and step.penalty.is_due(record.index)
-        key = (function, constant, due, tuple(varying), real.shape, real.dtype, real.device, len(inputs), fixed)
+        key = (function, constant, x.shape, x.dtype, x.device, len(inputs), fixed)
 
         def called(*tensors: Tensor):
             rest = iter(tensors)
             filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            state, varying, real, others = _rebuilt(arguments, iter(filled))
-            return function(step, state, _joined(record, varying), real, *others)
+            state, varying, x, others = _rebuilt(arguments, iter(filled))
+            return function(step, state, _joined(record, varying), x, *others)
 
         graph = self._graphs.get(key)
         if graph is not None:
             return graph(inputs)
-        result = function(step, state, record, real, *others)
+        result = function(step, state, record, x, *others)
         if key not in self._graphs:
-            self._graphs[key] = self._made(called, inputs, result)
+            self._graphs[key] = self._made(step, called, inputs, result)
         return result
 
-    def _made(self, called: Callable, inputs: list[Tensor], expected: Any) -> Graph | None:
+    def _made(self, step: Step, called: Callable, inputs: list[Tensor], expected: Any) -> Graph | None:
         """Return a graph that agrees with the plain step, or None and say why."""
-        # What failed once would fail again, and take its time.
-        if self._gave_up:
-            return None
         try:
             if len(self._graphs) >= MAX_GRAPHS:
                 raise RuntimeError(f"there are {MAX_GRAPHS} graphs already")
+            free = [update.name for update in step.updates if not hasattr(update.objective, "draw")]
+            if free:
+                raise NotImplementedError(f"what objectives of one's own draw and count is not known ({free[0]})")
             # One tensor in the place of two inputs would make them one.
             inputs = [tensor.detach() for tensor in inputs]
             graph = _compiled(called, inputs)
@@ -133,28 +131,38 @@ class _Graphs:
         # Compilers raise whatever there is to raise.
         except Exception as error:
             first_line = next(iter(str(error).strip().splitlines()), "")
-            log.warning("Steps run without a compiled graph: %s: %s", type(error).__name__, first_line)
-            self._gave_up = True
+            reason = f"{type(error).__name__}: {first_line}"
+            kind = re.sub(r"\d[\d.e+-]*", "", reason)
+            if kind not in self._told:
+                log.warning("Steps of one form run without a compiled graph: %s", reason)
+                self._told.add(kind)
             return None
 
 
-def _split(step: TrainingStep, record: StepRecord) -> tuple[dict[str, Any], Hashable]:
+def _split(step: Step, record: StepRecord) -> tuple[dict[str, Any], Hashable]:
     """Return what differs from step to step as tensors, and what decides which operations there are."""
-    varying: dict[str, Any] = {
-        name: getattr(record, name) for name in ("latents_d", "labels", "labels_d", "labels_g", "mixing")
-    }
-    if not is_shared(record):
-        varying["latents_g"] = record.latents_g
-    constant: list[Hashable] = [record.updates_generator, is_shared(record)]
-    for player, rule in (("d", step.optimizer_discriminator), ("g", step.optimizer_generator)):
-        settings = dict(getattr(record, f"settings_{player}"))
-        if hasattr(rule.unclipped, "lr"):
-            settings = {"lr": rule.unclipped.lr, **settings}
+    updates, constant = [], []
+    for done in record.updates:
+        update = step.update_named(done.name)
+        settings = dict(done.settings)
+        own = step.rule_named(done.name).unclipped
+        if hasattr(own, "lr"):
+            settings = {"lr": own.lr, **settings}
         numbers = {name: value for name, value in settings.items() if _is_number(value)}
-        constant += [tuple(numbers), tuple((n, v) for n, v in settings.items() if n not in numbers)]
-        varying[f"settings_{player}"] = {name: _as_tensors(value) for name, value in numbers.items()}
-        varying[f"number_{player}"] = _as_tensors(getattr(record, f"number_{player}"))
-    return {name: value for name, value in varying.items() if value is not None}, tuple(constant)
+        tensors = {name: draw for name, draw in done.draws.items() if isinstance(draw, Tensor)}
+        if done.samples_of is not None:
+            # The same tensors as those of the earlier update.
+            tensors = {name: draw for name, draw in tensors.items() if name not in ("latents", "labels")}
+        varying = {"number": _as_tensors(done.number), "settings": {n: _as_tensors(v) for n, v in numbers.items()}}
+        updates.append(varying | {"draws": tensors})
+        penalty = getattr(update.objective, "penalty", None)
+        due = penalty is not None and penalty.is_due(record.index)
+        others = tuple((n, v) for n, v in settings.items() if n not in numbers)
+        shared = done.samples_of, tuple(done.meets.items()), done.passes
+        constant.append((done.name, tuple(numbers), repr(others), shared, due, tuple(tensors)))
+    decays = {player: step.decay_of(player, record) for player in step.averages}
+    varying_labels = {} if record.labels is None else {"labels": record.labels}
+    return {"updates": updates, **varying_labels}, (tuple(constant), tuple(decays.items()))
 
 
 def _is_number(value: Any) -> bool:
@@ -171,12 +179,15 @@ def _as_tensors(value: Any) -> Any:
 
 def _joined(record: StepRecord, varying: dict[str, Any]) -> StepRecord:
     """Return a record of the same form with other values."""
-    values = dict(varying)
-    if is_shared(record):
-        values["latents_g"] = values["latents_d"]
-    for name in ("settings_d", "settings_g"):
-        values[name] = {**getattr(record, name), **values[name]}
-    return replace(record, **values)
+    updates: list[UpdateRecord] = []
+    for done, values in zip(record.updates, varying["updates"]):
+        draws = {**done.draws, **values["draws"]}
+        if done.samples_of is not None:
+            earlier = updates[done.samples_of].draws
+            draws |= {name: earlier[name] for name in ("latents", "labels") if name in earlier}
+        settings = {**done.settings, **values["settings"]}
+        updates.append(replace(done, number=values["number"], settings=settings, draws=draws))
+    return replace(record, updates=tuple(updates), labels=varying.get("labels", record.labels))
 
 
 def _compiled(called: Callable, inputs: list[Tensor]) -> Graph:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ganclean.training.checkpoints import CheckpointPlan
-from ganclean.training.record import StepRecord
-from ganclean.training.state import TrainingState
-from ganclean.training.store import FolderStore
-from ganclean.training.trajectory import Trajectory
+from ganclean.dynamics.record import StepRecord
+from ganclean.dynamics.state import TrainingState
+from ganclean.runs.checkpoints import CheckpointPlan
+from ganclean.runs.store import FolderStore
+from ganclean.runs.trajectory import Trajectory
 
 
 class Recording:

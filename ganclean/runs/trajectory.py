@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
 
+from torch import Tensor
+
 from ganclean.data import DataSource, batch_hash
+from ganclean.dynamics.capture import AnyStep
+from ganclean.dynamics.record import StepRecord
+from ganclean.dynamics.state import TrainingState
 from ganclean.exceptions import TrajectoryError
-from ganclean.training.checkpoints import IN_USE, size_of, slots_for, stride
-from ganclean.training.proof import check_replay, check_segment
-from ganclean.training.record import StepRecord
-from ganclean.training.state import TrainingState
-from ganclean.training.step import TrainingStep
-from ganclean.training.store import FolderStore, MemoryStore
+from ganclean.runs.checkpoints import IN_USE, size_of, slots_for, stride
+from ganclean.runs.identity import difference
+from ganclean.runs.proof import check_replay, check_segment
+from ganclean.runs.store import FolderStore, MemoryStore
 
 MEMORY_BUDGET = 2**30
 
@@ -41,8 +46,8 @@ class Trajectory:
     >>> import numpy as np
     >>> from ganclean import GANInfluence, GANTrainer
     >>> X = np.random.default_rng(0).normal(size=(32, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=2, batch_size=16), random_state=0).fit(X)
-    >>> trajectory = cleaner.trajectory_
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=2, batch_size=16), random_state=0).fit(X)
+    >>> trajectory = cleanser.trajectory_
     >>> len(trajectory), trajectory.steps_per_epoch, len(trajectory[0].indices)
     (4, 2, 16)
     >>> sorted(trajectory.state(4).generator)[:2]
@@ -58,7 +63,7 @@ class Trajectory:
         self.description = description
         self.store = MemoryStore() if store is None else store
         self.memory_budget = memory_budget
-        self._step: TrainingStep | None = None
+        self._step: AnyStep | None = None
         self._source: DataSource | None = None
 
     @classmethod
@@ -76,7 +81,7 @@ class Trajectory:
         return trajectory
 
     @classmethod
-    def without_run(cls, step: TrainingStep, source: DataSource, batch_size: int) -> Trajectory:
+    def without_run(cls, step: AnyStep, source: DataSource, batch_size: int) -> Trajectory:
         """Return a trajectory of no steps, whose only state is the networks as they are: a trained model alone."""
         description = {"n_steps": 0, "steps_per_epoch": -(-len(source) // batch_size), "batch_size": batch_size}
         trajectory = cls(description)
@@ -108,14 +113,15 @@ class Trajectory:
         """The number of instances in a full batch."""
         return self.description["batch_size"] if "batch_size" in self.description else len(self[0].indices)
 
-    def bind(self, step: TrainingStep, source: DataSource | None) -> Trajectory:
-        """Attach the step and the data that states are recomputed with, and return self."""
-        self._step, self._source = step, source
-        self.store.device = next(step.generator.parameters()).device
-        return self
+    def bind(self, step: AnyStep, source: DataSource | None) -> Trajectory:
+        """Return a view of the same record with the step and the data that states are recomputed with."""
+        view = copy.copy(self)
+        view._step, view._source = step, source
+        view.store = self.store.on(step.like.device)
+        return view
 
     @property
-    def step(self) -> TrainingStep:
+    def step(self) -> AnyStep:
         """The training step that was run."""
         if self._step is None:
             raise TrajectoryError(
@@ -160,7 +166,11 @@ class Trajectory:
     def replay(self, state: TrainingState, index: int) -> TrainingState:
         """Return the state after step `index`, recomputed from the state before it."""
         record = self[index]
-        return self.step(state, record, self.source[record.indices])
+        return self.step(state, record, self.instances(record))
+
+    def instances(self, record: StepRecord) -> Tensor:
+        """Return the instances that a step drew: as they were recorded, or from the data."""
+        return self.source[record.indices] if record.x is None else record.x
 
     def backwards(
         self, start: int, end: int | None = None, *, max_states: int | None = None
@@ -228,7 +238,7 @@ class Trajectory:
         """Raise `TrajectoryError` where there is no run to be traced or replayed, but a trained model alone."""
         if not len(self):
             raise TrajectoryError(
-                "This needs a recorded run to trace or replay, but the cleaner was fitted to a trained model alone "
+                "This needs a recorded run to trace or replay, but the cleanser was fitted to a trained model alone "
                 "(trained=True). Leave trained out, so that fit trains and records, or record your own loop with a "
                 "Recorder."
             )
@@ -251,6 +261,8 @@ class Trajectory:
 
     def check_matches(self, description: dict[str, Any], *, same_run: bool = False) -> None:
         """Raise `TrajectoryError` where the record is of another model, other data or other training settings.
+
+        Where other versions of the libraries made it, warn.
 
         Parameters
         ----------
@@ -278,11 +290,17 @@ class Trajectory:
         for key, reason in reasons.items():
             recorded, expected = self.description.get(key), description.get(key)
             if recorded != expected:
-                difference = ""
-                if isinstance(recorded, dict) and isinstance(expected, dict):
-                    names = sorted(k for k in {*recorded, *expected} if recorded.get(k) != expected.get(k))
-                    difference = f" ({names[0]}: recorded {recorded.get(names[0])}, given {expected.get(names[0])})"
-                raise TrajectoryError(f"The trajectory is of {reason}{difference}. {advice}")
+                found = difference(recorded, expected) if isinstance(recorded, dict) else None
+                where = "" if found is None else f" ({', '.join(found[0])}: recorded {found[1]}, given {found[2]})"
+                raise TrajectoryError(f"The trajectory is of {reason}{where}. {advice}")
+        for key, name in {"version": "ganclean", "torch": "PyTorch"}.items():
+            recorded, running = self.description.get(key), description.get(key)
+            if recorded is not None and running is not None and recorded != running:
+                warnings.warn(
+                    f"The trajectory was recorded with {name} {recorded}, and this is {running}. What is recomputed "
+                    "may differ by rounding; replay finds out where it is more than that.",
+                    stacklevel=3,
+                )
 
     def _kept_before(self, index: int) -> int:
         kept = self.store.kept()

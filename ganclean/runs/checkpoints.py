@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import comb, isqrt
 from typing import Literal
 
-from ganclean.training.state import TrainingState, flatten_state
+from ganclean.dynamics.state import TrainingState, flatten_state
 
 # No step is recomputed more often than this, whatever it takes of memory.
 MOST_RECOMPUTATIONS = 5

@@ -8,8 +8,9 @@ derivative can follow. Here both are functions that return the new values (theor
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +21,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from ganclean.training.state import Tensors
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed torch's global generator of a device inside the block and restore it afterwards."""
-    # Not torch.manual_seed, which on a build with CUDA formats a stack trace whenever it is called.
-    if device is not None and device.type == "cuda":
-        generator = torch.cuda.default_generators[device.index or 0]
-    else:
-        generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(before)
+from ganclean.tensors import Tensors
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -55,10 +40,10 @@ def copied(module: nn.Module) -> nn.Module:
     return module
 
 
-def loaded(module: nn.Module, params: Tensors, buffers: Tensors) -> nn.Module:
+def loaded(module: nn.Module, values: Tensors) -> nn.Module:
     """Return a copy of a module with other values of some parameters and buffers, in evaluation mode."""
     module = copied(module)
-    assign(module, {**buffers, **params})
+    assign(module, values)
     return module.eval()
 
 
@@ -82,6 +67,25 @@ class Uncompiled(nn.Module):
         return original if name == "_orig_mod" else getattr(original, name)
 
 
+class Call(NamedTuple):
+    """What is called, and with what.
+
+    Parameters
+    ----------
+    args : tuple
+    kwargs : dict
+    path : str, default=""
+        The submodule; default the module itself.
+    method : str, optional
+        Its method; default its forward pass.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = {}
+    path: str = ""
+    method: str | None = None
+
+
 class Network:
     """A module as a pure function.
 
@@ -96,24 +100,33 @@ class Network:
     traced : tuple of str
         The names of the buffers that training changes as a differentiable function of the state. Other buffers that
         change are carried along as data.
+    is_known : bool
+        Whether all buffers are those of batch and spectral normalisation, of which it is known what a call makes.
     """
 
     def __init__(self, module: nn.Module):
         self.module = copied(module)
         if not self.module.training:
             self.module.train()
+        for p in self.module.parameters():
+            # Whoever differentiates brings leaves of his own along.
+            p.requires_grad_(False)
         self._modes = [(m, m.training) for m in self.module.modules()]
-        self._iterations: list[Callable[[], None]] = []
+        self._iterations: list[tuple[str, Callable[[], None]]] = []
         traced = []
         for prefix, owner in list(self.module.named_modules()):
-            names = _make_pure(owner, self._iterations)
+            iterations: list[Callable[[], None]] = []
+            names = _make_pure(owner, iterations)
+            self._iterations += [(prefix, iterate) for iterate in iterations]
             traced += [f"{prefix}.{name}" if prefix else name for name in names]
         self.traced = tuple(traced)
         self._normals = [name for name in traced if not name.endswith(("running_mean", "running_var"))]
         self._places = self._find_places()
         self._is_stateless = not dict(self.module.named_buffers())
         self._calling = _Calling(self.module)
-        self._iterating = _Iterating(self.module, self._iterations)
+        self._iterating = _Iterating(self.module)
+        counters = {name for name, _ in self.module.named_buffers() if name.endswith("num_batches_tracked")}
+        self.is_known = all(name in {*traced, *counters} for name, _ in self.module.named_buffers())
 
     def buffers(self) -> Tensors:
         """Return copies of the module's buffers by name."""
@@ -123,54 +136,87 @@ class Network:
         """Return the buffers that derivatives flow through."""
         return {name: buffers[name] for name in self.traced}
 
-    def __call__(self, theta: Tensors, buffers: Tensors, inputs: tuple[Tensor, ...], seed: int):
-        """Return the module's output in training mode, and its buffers afterwards.
+    @property
+    def is_iterated(self) -> bool:
+        """Whether there are spectral norms."""
+        return bool(self._iterations)
+
+    @property
+    def is_stateless(self) -> bool:
+        """Whether there are no buffers."""
+        return self._is_stateless
+
+    def __call__(self, theta: Tensors, buffers: Tensors, call: Call):
+        """Return what a call in training mode gives, and the buffers afterwards.
 
         Power iteration is left to `iterate`, since the gradient that trains a network takes its vectors for constants,
         while the derivative of training does not.
         """
         self._train()
-        with seeded(seed, inputs[0].device):
-            if self._is_stateless:
-                return self._call(theta, inputs), buffers
-            # Clones, for modules that we do not know may write into their buffers.
-            return self._call({name: b.clone() for name, b in buffers.items()} | theta, inputs, self._calling)
+        if self._is_stateless:
+            return self._call(theta, call), buffers
+        # Clones, for modules that we do not know may write into their buffers.
+        return self._call({name: b.clone() for name, b in buffers.items()} | theta, call, returns_buffers=True)
 
     @contextmanager
-    def installed(self, theta: Tensors, trained: bool = True) -> Iterator[None]:
-        """Hold parameters in the module for a backward pass, with or without a derivative in them.
+    def installed(self, theta: Tensors) -> Iterator[None]:
+        """Hold parameters in the module for a backward pass.
 
         Checkpointed activations are computed anew in the backward pass, when the call that brought its own parameters
         along is over.
         """
         with ExitStack() as stack:
             for name, tensor in theta.items():
-                held = tensor.detach().requires_grad_(trained)
+                held = tensor.detach().requires_grad_(tensor.requires_grad)
                 for owner, leaf in self._places[name].values():
                     stack.callback(owner._parameters.__setitem__, leaf, owner._parameters[leaf])
                     owner._parameters[leaf] = held  # type: ignore[assignment]
             yield
 
-    def iterate(self, theta: Tensors, buffers: Tensors) -> Tensors:
-        """Return the vectors of all spectral norms after the power iteration of one call in training mode."""
-        if not self._iterations:
+    def iterate(self, theta: Tensors, buffers: Tensors, path: str = "") -> Tensors:
+        """Return the vectors of spectral norms after the power iteration of one call of the module at a path."""
+        due = [iterate for at, iterate in self._iterations if not path or f"{at}.".startswith(f"{path}.")]
+        if not due:
             return {}
         self._train()
-        after = self._call({**buffers, **theta}, (), self._iterating)
+        self._iterating.due = due
+        after = functional_call(self._iterating, self._places_of({**buffers, **theta}), (), tie_weights=False)
         return {name: after[name] for name in self._normals}
 
-    def evaluate(self, theta: Tensors, buffers: Tensors, inputs: tuple[Tensor, ...]):
-        """Return the module's output in evaluation mode."""
+    def advanced(self, theta: Tensors, buffers: Tensors, path: str = "") -> Tensors:
+        """Return the buffers after a call but for running statistics, on which nothing in training depends."""
+        counted = {
+            name: b + 1
+            for name, b in buffers.items()
+            if name.endswith("num_batches_tracked") and (not path or name.startswith(f"{path}."))
+        }
+        return {**buffers, **counted, **self.iterate(theta, buffers, path)}
+
+    def evaluate(self, theta: Tensors, buffers: Tensors, call: Call):
+        """Return what a call in evaluation mode gives."""
         if self.module.training:
             self.module.eval()
-        return self._call({**buffers, **theta}, inputs)
+        return self._call({**buffers, **theta}, call)
 
-    def _call(self, tensors: Tensors, inputs: tuple[Tensor, ...], around: nn.Module | None = None):
-        """Call the module, or what is around it, with other parameters and buffers."""
-        prefix = "" if around is None else "module."
-        inside = {prefix + full: tensor for name, tensor in tensors.items() for full in self._places[name]}
+    @contextmanager
+    def own_statistics(self, n_own: int, n_rows: int) -> Iterator[None]:
+        """Let batches of `n_rows`, and several in one, be normalised by the statistics of their first `n_own` rows."""
+        norms = [m for m in self.module.modules() if isinstance(m, PureBatchNorm)]
+        for norm in norms:
+            norm.rows = (n_own, n_rows)
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.rows = None
+
+    def _call(self, tensors: Tensors, call: Call, returns_buffers: bool = False):
+        """Call the module with other parameters and buffers."""
+        return functional_call(self._calling, self._places_of(tensors), (call, returns_buffers), tie_weights=False)
+
+    def _places_of(self, tensors: Tensors) -> Tensors:
         # Left to torch, tied tensors of a module with two names would not all be put back.
-        return functional_call(self.module if around is None else around, inside, inputs, tie_weights=False)
+        return {f"module.{full}": tensor for name, tensor in tensors.items() for full in self._places[name]}
 
     def _find_places(self) -> dict[str, dict[str, tuple[nn.Module, str]]]:
         """Return where each parameter and buffer is held, by the names of all places; tied ones are in several."""
@@ -190,26 +236,30 @@ class Network:
 
 
 class _Calling(nn.Module):
-    """Returns the buffers beside the output, read where they are still those of the call."""
+    """Makes a call and returns the buffers beside the output, read where they are still those of the call."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, *inputs):
-        return self.module(*inputs), dict(self.module.named_buffers())
+    def forward(self, call: Call, returns_buffers: bool):
+        target = self.module.get_submodule(call.path)
+        called = target if call.method is None else getattr(target, call.method)
+        output = called(*call.args, **call.kwargs)
+        return (output, dict(self.module.named_buffers())) if returns_buffers else output
 
 
 class _Iterating(nn.Module):
-    """Makes one power iteration in every spectral normalisation and returns the buffers."""
+    """Makes one power iteration in the spectral normalisations that are due and returns the buffers."""
 
-    def __init__(self, module: nn.Module, iterations: list[Callable[[], None]]):
+    due: list[Callable[[], None]]
+
+    def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
-        self.iterations = iterations
 
     def forward(self):
-        for iterate in self.iterations:
+        for iterate in self.due:
             iterate()
         return dict(self.module.named_buffers())
 
@@ -240,6 +290,9 @@ def _make_pure(module: nn.Module, iterations: list[Callable[[], None]]) -> list[
 class PureBatchNorm(_BatchNorm):
     """Batch normalisation whose running statistics are functions of the batch, not written in place."""
 
+    # How many of how many rows the statistics are taken from, where it is not all of them.
+    rows: tuple[int, int] | None = None
+
     def _check_input_dim(self, input):
         pass
 
@@ -252,14 +305,24 @@ class PureBatchNorm(_BatchNorm):
             if self.weight is not None:
                 scale, shift = scale * self.weight, shift * self.weight + self.bias
             return input * scale.view(shape) + shift.view(shape)
-        # First, since it refuses a batch of which there are no statistics.
-        output = F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        dims = [0, *range(2, input.ndim)]
+        if self.rows is not None and len(input) % self.rows[1] == 0:
+            # Several batches where real and generated samples come in one call.
+            own = input.unflatten(0, (-1, self.rows[1]))[:, : self.rows[0]].flatten(0, 1)
+            var, mean = torch.var_mean(own, dims, correction=0, keepdim=True)
+            output = (input - mean) * (var + self.eps).rsqrt()
+            if self.weight is not None:
+                shape = (1, -1) + (1,) * (input.ndim - 2)
+                output = output * self.weight.view(shape) + self.bias.view(shape)
+            input = own
+        else:
+            # First, since it refuses a batch of which there are no statistics.
+            output = F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         if self.training and self.running_mean is not None:
             self.num_batches_tracked = self.num_batches_tracked + 1
             share = self.momentum
             if share is None:
                 share = 1 / self.num_batches_tracked.to(input.dtype)
-            dims = [0, *range(2, input.ndim)]
             var, mean = torch.var_mean(input, dims)
             self.running_mean = (1 - share) * self.running_mean + share * mean
             self.running_var = (1 - share) * self.running_var + share * var

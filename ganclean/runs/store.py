@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -16,12 +17,12 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from ganclean.dynamics.record import StepRecord, moved, packed, unpacked
+from ganclean.dynamics.state import TrainingState, empty_parts, flatten_state, unflatten_state
 from ganclean.exceptions import TrajectoryError
-from ganclean.training.record import StepRecord, moved, packed, unpacked
-from ganclean.training.state import TrainingState, flatten_state, unflatten_state
-from ganclean.training.tensorfile import UNFINISHED, read_tensors, to_json, write_file, write_tensors
+from ganclean.runs.tensorfile import UNFINISHED, read_tensors, to_json, write_file, write_tensors
 
-FORMAT = 2
+FORMAT = 3
 DESCRIBED = {"run", "n_steps", "steps_per_epoch", "data", "parameters", "modules", "settings"}
 SEGMENTS_IN_MEMORY = 2
 
@@ -32,13 +33,16 @@ class MemoryStore:
     on_disk = False
 
     def __init__(self) -> None:
-        self.device: torch.device | str = "cpu"
         self._records: list[StepRecord] = []
         self._states: dict[int, TrainingState] = {}
         self._kept: list[int] = []
 
     def __repr__(self) -> str:
         return "memory"
+
+    def on(self, device: torch.device | str) -> MemoryStore:
+        """Return the store itself: its tensors are where they were made."""
+        return self
 
     def holds_run(self) -> bool:
         """Return whether a run was begun here."""
@@ -124,6 +128,14 @@ class FolderStore:
     def __repr__(self) -> str:
         return str(self.folder)
 
+    def on(self, device: torch.device | str) -> FolderStore:
+        """Return a view of the same folder that loads to another device."""
+        if torch.device(device) == torch.device(self.device):
+            return self
+        view = copy.copy(self)
+        view.device = device
+        return view
+
     def holds_run(self) -> bool:
         """Return whether there is a manifest, readable or not."""
         return (self.folder / "manifest.json").exists()
@@ -173,7 +185,7 @@ class FolderStore:
         if records:
             self._write_segment(records, (records[0].index, index))
             self._pending = self._pending[len(records) :]
-        self._write(self._state_path(index), flatten_state(state), {})
+        self._write(self._state_path(index), flatten_state(state), {"empty": empty_parts(state)})
         if index not in self._kept:
             insort(self._kept, index)
 
@@ -227,7 +239,8 @@ class FolderStore:
         """Read a kept state."""
         path = self._state_path(index)
         try:
-            return unflatten_state(self._read(path)[0])
+            tensors, metadata = self._read(path)
+            return unflatten_state(tensors, metadata["empty"])
         except KeyError as error:
             raise self._damaged(f"{path.name} holds no state ({error})") from error
 

@@ -1,0 +1,1 @@
+"""What happened at each step of a training run: kept, replayed and proven."""
