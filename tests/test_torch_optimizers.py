@@ -6,7 +6,14 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
 
 from ganclean.optim import SGD, Adam, AdamW, Clipped, Optimizer, RMSprop
-from ganclean.training.torch_optimizers import moments_of, n_updates, rule_of, settings_of, torch_optimizer_of
+from ganclean.recorder.torch_optimizers import (
+    moments_of,
+    n_updates,
+    restore_moments,
+    rule_of,
+    settings_of,
+    torch_optimizer_of,
+)
 
 OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=0.1),
@@ -206,6 +213,46 @@ def other_groups(*settings, kind=torch.optim.Adam, **common):
 def test_what_no_rule_describes_is_refused(optimizer, message):
     with pytest.raises(ValueError, match=message):
         rule_of(optimizer())
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_groups_with_names_have_rules_of_their_own(kind):
+    module = network()
+    params = dict(module.named_parameters())
+    groups = [{"params": list(layer.parameters())} for layer in (module[0], module[2])]
+    optimizer = OPTIMIZERS[kind](groups)
+    optimizer.param_groups[1]["lr"] *= 0.1
+    rule = rule_of(optimizer, params)
+    assert list(rule.rules) == [("0.weight", "0.bias"), ("2.weight", "2.bias")]
+    for step in range(1, 6):
+        if step > 2:
+            optimizer.param_groups[step % 2]["lr"] *= 0.5
+        settings, before, moments = settings_of(optimizer, rule), copied(params), moments_of(optimizer, rule, params)
+        assert settings.keys() == {1: set(), 2: set(), 3: {"1"}, 4: {"0", "1"}, 5: {"0", "1"}}[step]
+        optimizer.zero_grad()
+        loss_of(module, step).backward()
+        grads = {name: p.grad.clone() for name, p in params.items()}
+        optimizer.step()
+        new, new_moments = rule.at(settings).update(before, grads, moments, step)
+        assert_same(new, params)
+        again = network()
+        names = dict(again.named_parameters())
+        copy_of = OPTIMIZERS[kind]([{"params": list(layer.parameters())} for layer in (again[0], again[2])])
+        restore_moments(copy_of, rule, names, new_moments, step)
+        theirs = moments_of(copy_of, rule, names)
+        for moment, tensors in moments_of(optimizer, rule, params).items():
+            assert_same(new_moments[moment], tensors)
+            assert_same(theirs[moment], tensors)
+        assert n_updates(copy_of) == n_updates(optimizer)
+
+
+def test_groups_that_come_later_are_refused():
+    a, b, c = (torch.zeros(1) for _ in range(3))
+    optimizer = torch.optim.SGD([{"params": [a]}, {"params": [b]}], lr=0.1)
+    rule = rule_of(optimizer, {"a": a, "b": b})
+    optimizer.add_param_group({"params": [c]})
+    with pytest.raises(ValueError, match="has 3 parameter groups by now; expected 2"):
+        settings_of(optimizer, rule)
 
 
 def test_a_scheduler_that_parts_the_groups_is_refused():

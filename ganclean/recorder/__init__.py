@@ -1,0 +1,1 @@
+"""One's own training loop as a recorded run: watched, or by its objectives, and proven by replay."""
