@@ -10,11 +10,14 @@ from sklearn.base import clone
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ganclean import GANInfluence, GANTrainer, train_gan
+from ganclean import GANInfluence, GANTrainer, Update, train_gan
+from ganclean.dynamics import capture
+from ganclean.dynamics.network import loaded
 from ganclean.exceptions import NetworkError, NonFiniteError
 from ganclean.losses import GradientPenalty
 from ganclean.optim import Adam
 from ganclean.plotting import RedactionDisplay
+from ganclean.recipes import gan
 from ganclean.redaction import (
     AnyOf,
     ClassifierCriterion,
@@ -26,7 +29,6 @@ from ganclean.redaction import (
     SampleCriterion,
 )
 from ganclean.redaction.invalidity import Invalidity
-from ganclean.training.network import loaded
 from tests.practice import images
 from tests.test_conditional import networks as conditional_networks
 
@@ -49,7 +51,7 @@ def trainer_of(n_epochs=3, **settings):
 @pytest.fixture(scope="module")
 def pair():
     """A generator and a discriminator of a standard normal in the plane; a tenth of the samples is invalid."""
-    return train_gan(X, trainer=trainer_of(40), random_state=3)
+    return train_gan(X, trainer=trainer_of(40), random_state=5)
 
 
 def redactor_of(pair, criterion=is_valid, kind=GANRedactor, **settings):
@@ -68,10 +70,11 @@ def test_training_alone_ends_where_a_recorded_run_does():
     seeds = gan._seeds()
     gan.fit(X[:100])
     initial = gan.trajectory_.state(0)
-    networks = (loaded(player, part, {}) for player, part in zip((gan.generator_, gan.discriminator_), initial))
-    ours = train_gan(
-        X[:100], **dict(zip(("generator", "discriminator"), networks)), trainer=trainer, random_state=seeds["training"]
-    )
+    networks = {
+        "generator": loaded(gan.generator_, initial.module_values("G")),
+        "discriminator": loaded(gan.discriminator_, initial.module_values("D")),
+    }
+    ours = train_gan(X[:100], **networks, trainer=trainer, random_state=seeds["training"])
     for one, other in zip(ours, (gan.generator_, gan.discriminator_)):
         assert all(torch.equal(one.state_dict()[name], p) for name, p in other.state_dict().items())
 
@@ -434,6 +437,50 @@ def test_what_cannot_be_redacted_is_said_before_anything_is_trained(criterion, s
         redactor_of(pair, criterion, **settings).fit(X)
 
 
+def test_objectives_of_ones_own_are_refused_before_anything_is_judged(pair):
+    judged = []
+
+    def hinge(nets, batch, weights):
+        return (weights * torch.relu(1 - nets.D(batch.x).flatten())).mean()
+
+    trainer = GANTrainer(updates=[Update("D", hinge, Adam()), gan()[1]], latent_dim=2)
+    with pytest.raises(ValueError, match=r"there is none among the updates \(D: hinge, G: GeneratorObjective\)"):
+        redactor_of(pair, judged.append, trainer=trainer).fit(X)
+    assert not judged
+
+
+def test_the_updates_of_the_usual_gan_are_redacted_like_its_settings(fitted, pair):
+    rule = Adam(lr=1e-3, betas=(0.5, 0.99))
+    trainer = GANTrainer(updates=gan(optimizer_g=rule, optimizer_d=rule), n_epochs=3, latent_dim=2)
+    again = redactor_of(pair, trainer=trainer).fit(X)
+    assert all(torch.equal(again.generator_.state_dict()[n], p) for n, p in fitted.generator_.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["validity", "penalty", "refit"])
+def test_compiled_steps_redact_alike(name, pair, monkeypatch):
+    # Graphs are captured, but run as they are: to translate one to machine code takes half a minute.
+    monkeypatch.setattr(capture.torch, "compile", lambda module, **_: module)
+    logits = nn.Linear(2, 2)
+    refit = {"criterion": ClassifierCriterion(logits, invalid_class=0, refit=CrossEntropyRefit(0, lr=0.1))}
+    settings = {"validity": {}, "penalty": {"criterion": SOFT, "method": "classifier"}, "refit": refit}[name]
+    plain, compiled = (redactor_of(pair, trainer=trainer_of(2, compile=c), **settings).fit(X) for c in (False, True))
+    for name, p in plain.generator_.state_dict().items():
+        torch.testing.assert_close(compiled.generator_.state_dict()[name], p, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Hardly anything")
+def test_latents_are_those_of_the_training(pair):
+    def uniform(n):
+        return torch.rand(n, 2)
+
+    seen = []
+    generator = nn.Sequential(nn.Identity(), pair[0])
+    generator[0].register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    redactor = redactor_of((generator, pair[1]), trainer=trainer_of(1, latents=uniform), queries_per_epoch=50).fit(X)
+    redactor.sample(100)
+    assert seen and all(((z >= 0) & (z <= 1)).all() for z in seen)
+
+
 @pytest.mark.parametrize("kind", [GANRedactor, DeletionFineTuner])
 def test_both_networks_are_needed(kind, pair):
     with pytest.raises(NetworkError, match=r"discriminator must be a trained torch\.nn\.Module; got None"):
@@ -468,7 +515,8 @@ def test_a_report_tells_what_was_gained_and_what_was_paid(fitted):
 
 def test_lost_variety_is_warned_of(fitted):
     collapsed = pickle.loads(pickle.dumps(fitted))
-    collapsed.state_ = fitted.state_._replace(generator={k: 0 * p for k, p in fitted.state_.generator.items()})
+    params = {**fitted.state_.params, "G": {name: 0 * p for name, p in fitted.state_.generator.items()}}
+    collapsed.state_ = fitted.state_._replace(params=params)
     with pytest.warns(UserWarning, match="the generator has lost variety"):
         collapsed.report(X[VALID])
 

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from ganclean.redaction import AnyOf, ClassifierCriterion, CrossEntropyRefit, SampleCriterion, ValidityCriterion
 from ganclean.redaction.criteria import as_criterion
-from tests.toy_gans import toy_cleaner, toy_data
+from tests.toy_gans import toy_cleanser, toy_data
 
 X = toy_data()
 
@@ -59,17 +59,17 @@ def test_samples_alone_judge_nothing_and_with_a_predicate_they_do():
     assert np.array_equal(criterion.is_valid(X), is_right(X)) and np.array_equal(criterion.keeps(X), is_right(X))
 
 
-def test_a_cleanser_gives_the_rows_that_it_drops(cleaner):
-    criterion = SampleCriterion.from_cleanser(cleaner)
-    np.testing.assert_array_equal(criterion.samples, X[~cleaner.support_])
-    assert np.array_equal(criterion.keeps(X), cleaner.support_)
-    assert np.array_equal(SampleCriterion.from_cleanser(cleaner, X).samples, criterion.samples)
+def test_a_cleanser_gives_the_rows_that_it_drops(cleanser):
+    criterion = SampleCriterion.from_cleanser(cleanser)
+    np.testing.assert_array_equal(criterion.samples, X[~cleanser.support_])
+    assert np.array_equal(criterion.keeps(X), cleanser.support_)
+    assert np.array_equal(SampleCriterion.from_cleanser(cleanser, X).samples, criterion.samples)
 
 
 def test_a_cleanser_that_drops_nothing_leaves_nothing_to_redact():
-    cleaner = toy_cleaner(n_epochs=1, n_remove=0).fit(X)
+    cleanser = toy_cleanser(n_epochs=1, n_remove=0).fit(X)
     with pytest.raises(ValueError, match="drops nothing"):
-        SampleCriterion.from_cleanser(cleaner)
+        SampleCriterion.from_cleanser(cleanser)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 16, 100])

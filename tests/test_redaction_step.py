@@ -1,17 +1,28 @@
 """One training step of redaction against plain PyTorch, for every way of training."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ganclean import GANTrainer
+from ganclean import GANInfluence, GANTrainer, Update
+from ganclean.backends import ITD
 from ganclean.data import DataSource
-from ganclean.losses import LOSSES, NonSaturating
-from ganclean.redaction.step import NegativeBuffer, RedactionRecord, RedactionStep, SmoothedLoss, guided
-from ganclean.training.network import loaded
-from ganclean.training.state import flatten_state
+from ganclean.dynamics import capture
+from ganclean.dynamics.capture import CompiledStep
+from ganclean.dynamics.network import loaded
+from ganclean.dynamics.record import UpdateRecord
+from ganclean.dynamics.state import flatten_state
+from ganclean.dynamics.update import Batch
+from ganclean.losses import LOSSES, R1, NonSaturating
+from ganclean.metrics import FID
+from ganclean.recipes import gan
+from ganclean.recipes.adversarial import DiscriminatorObjective
+from ganclean.recipes.redacting import NegativeBuffer, RedactingDiscriminator, guided, redaction
 from tests.practice import LATENT, PRACTICE, practised
 from tests.reference.redaction_training import redact_eagerly
 from tests.toy_gans import OPTIMIZERS, toy_data, toy_networks, toy_trainer
@@ -24,11 +35,22 @@ def mean_score(x):
     return 2 * torch.sigmoid(3 * x.flatten(1).mean(dim=1))
 
 
+def centred_score(x):
+    """A score that takes its own mean for a constant."""
+    score = mean_score(x)
+    return score * (0.7 / score.mean().detach())
+
+
 def filled(shape, labels=None, n=11):
     buffer = NegativeBuffer(100)
     noise = torch.Generator().manual_seed(5)
     buffer.add(torch.randn(n, *shape, generator=noise, **DOUBLE), labels)
     return buffer
+
+
+def redacting(step, **settings):
+    """A step with the updates of redaction."""
+    return replace(step, updates=tuple(redaction(step.updates, **settings)))
 
 
 def run(trainer, step, source):
@@ -39,15 +61,13 @@ def run(trainer, step, source):
 
 def both_ways(trainer, networks, X, y=None, labels=None, lam=0.7, score=None, guide="penalty", smoothing=(0, 0)):
     """The networks that the library trains, and those that a plain loop trains on the same draws."""
-    plain = trainer.make_step(*networks)
-    loss = SmoothedLoss(plain.loss, *smoothing) if any(smoothing) else plain.loss
-    buffer = filled(X.shape[1:], labels)
-    step = RedactionStep.of(plain, loss=loss, lam=lam, buffer=buffer, score=score, guide=guide)
+    settings = {"lam": lam, "score": score, "guide": guide, "label_smoothing": smoothing}
+    step = redacting(trainer.make_step(*networks), buffer=filled(X.shape[1:], labels), **settings)
     records, state = run(trainer, step, DataSource(X, labels=y))
     ours = (
-        loaded(step.generator, state.generator, state.buffers_generator),
-        loaded(step.discriminator, state.discriminator, state.buffers_discriminator),
-        loaded(step.generator, state.evaluated, state.buffers_generator),
+        loaded(step.generator, {**state.buffers["G"], **state.generator}),
+        loaded(step.discriminator, {**state.buffers["D"], **state.discriminator}),
+        loaded(step.generator, state.module_values("G")),
     )
     theirs = redact_eagerly(*networks, trainer, torch.from_numpy(X), records, lam, score, guide, smoothing)
     return ours, theirs
@@ -85,20 +105,127 @@ def test_without_negatives_or_weight_for_them_redaction_is_training_to_the_last_
     trainer, source = toy_trainer(), DataSource(toy_data())
     step = trainer.make_step(*toy_networks())
     _, expected = run(trainer, step, source)
-    _, found = run(trainer, RedactionStep.of(step, **settings), source)
+    _, found = run(trainer, redacting(step, **settings), source)
     found, expected = flatten_state(found), flatten_state(expected)
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def one_step(lam, negatives, loss=None):
-    step = toy_trainer().make_step(*toy_networks())
-    step = RedactionStep.of(step, lam=lam, loss=loss or step.loss)
+@pytest.mark.parametrize("score", [None, mean_score])
+def test_a_compiled_step_redacts_as_the_plain_one_while_the_buffer_grows(score, monkeypatch):
+    # Graphs are captured, but run as they are: to translate one to machine code takes half a minute.
+    monkeypatch.setattr(capture.torch, "compile", lambda module, **_: module)
+    trainer, source = toy_trainer(n_epochs=6), DataSource(toy_data())
+    states = []
+    for wrapped in (lambda step: step, CompiledStep):
+        buffer = NegativeBuffer(30)
+        step = wrapped(redacting(trainer.make_step(*toy_networks()), lam=0.7, buffer=buffer, score=score))
+        noise = torch.Generator().manual_seed(5)
+        run_of = []
+        for record, state in trainer.run(step, source, step.initial_state(), 0):
+            run_of.append(flatten_state(state))
+            if record.index in (2, 7, 11):
+                buffer.add(torch.randn(5, 2, generator=noise, **DOUBLE))
+        states.append(run_of[-1])
+    plain, compiled = states
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=1e-9, atol=1e-9)
+    # 16 instances in batches of 6, with negatives and without.
+    assert all(step._graphs._graphs.values()) and len(step._graphs._graphs) == 4
+
+
+@pytest.mark.parametrize(
+    ("score", "guide"), [(None, "penalty"), (mean_score, "penalty"), (mean_score, "guide"), (centred_score, "guide")]
+)
+def test_influence_is_traced_through_redaction(score, guide):
+    X, settings = toy_data(), {"lam": 0.6, "buffer": filled((2,)), "score": score, "guide": guide}
+    rule = OPTIMIZERS["momentum"]
+    trainer = GANTrainer(
+        updates=redaction(gan("hinge", rule, rule), **settings), n_epochs=2, batch_size=6, latent_dim=3
+    )
+    found = []
+    for backend in (ITD(derivative="exact"), ITD(derivative="secant", delta=1e-4)):
+        cleanser = GANInfluence(
+            *toy_networks(), trainer=trainer, metric=FID(n_samples=60), backend=backend, random_state=0
+        ).fit(X)
+        found.append(cleanser.influence_)
+    trajectory, evaluator = cleanser.trajectory_, cleanser.evaluator(60)
+
+    def metric_with(weights):
+        state = trajectory.state(0)
+        for t in range(len(trajectory)):
+            record = trajectory[t]
+            state = trajectory.step(state, record, trajectory.source[record.indices], weights[record.indices])
+        return evaluator.value(cleanser.metric_, state)
+
+    steps = 1e-3 * torch.eye(len(X), **DOUBLE)
+    expected = [(metric_with(1 - step) - metric_with(1 + step)) / 2e-3 for step in steps]
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(found[1], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_the_recipe_leaves_all_else_as_it_is():
+    adam, sgd, penalty = OPTIMIZERS["adam"], OPTIMIZERS["sgd"], R1()
+    options = {"update": "simultaneous", "penalty": penalty, "n_critic": 3, "scale": {"D": 0.5}}
+    mine = Update("G", lambda nets, batch, weights: nets.G(batch.latents).mean(), "G", name="mine")
+    before = [*gan("hinge", adam, sgd, **options), mine]
+    after = redaction(before, lam=0.5, score=mean_score)
+    for old, new in zip(before, after, strict=True):
+        assert (new.name, new.trains, new.due, new.meets) == (old.name, old.trains, old.due, old.meets)
+        assert new.optimizer is old.optimizer
+    assert after[0].objective.penalty is penalty and after[0].objective.scale == 0.5
+    assert after[2].objective is mine.objective
+    again = redaction(after, lam=0.25)
+    assert again[0].objective.lam == 0.25 and again[1].objective.score is mean_score
+
+
+class Own(DiscriminatorObjective):
+    """A discriminator's objective of one's own."""
+
+
+def test_objectives_of_ones_own_are_not_redacted():
+    d, g = gan()
+    own = replace(d, objective=Own(NonSaturating()))
+    with pytest.raises(ValueError, match=r"discriminator's objective of the usual GAN.*\(D: Own, G: GeneratorObj"):
+        redaction([own, g])
+    with pytest.raises(ValueError, match=r"generator's objective of the usual GAN.*\(D: DiscriminatorObjective\)"):
+        redaction([d], score=mean_score)
+    assert len(redaction([d])) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lam": 0}, r"lam must lie in \(0, 1\]"),
+        ({"guide": "both"}, "guide must be one of"),
+        ({"label_smoothing": (0.5, 0)}, "label_smoothing must be two numbers"),
+    ],
+)
+def test_the_recipe_says_what_it_expects(settings, message):
+    with pytest.raises(ValueError, match=message):
+        redaction(gan(), **settings)
+
+
+def test_conditional_networks_need_labels_of_negatives():
+    networks, X, y, settings = practised("conditional", n_epochs=1)
+    trainer = GANTrainer(**{"latent_dim": LATENT, "batch_size": 6, "optimizer": OPTIMIZERS["adam"]} | settings)
+    step = redacting(trainer.make_step(*networks), buffer=filled(X.shape[1:]))
+    with pytest.raises(ValueError, match="negatives need labels"):
+        run(trainer, step, DataSource(X, labels=y))
+
+
+def loss_of(discriminator, lam, loss, real, fake, negatives):
+    """The discriminator's objective, with functions for networks."""
+    nets = SimpleNamespace(G=lambda z: z, D=discriminator)
+    drawn = UpdateRecord("D", draws={"latents": fake, "negatives": negatives})
+    batch = Batch(real, None, torch.arange(len(real)), 0, {}, drawn, lambda: fake)
+    return RedactingDiscriminator(loss, lam=lam)(nets, batch, torch.ones(len(real), **DOUBLE))
+
+
+def one_step(lam, negatives, loss):
+    _, discriminator = toy_networks()
     real, fake = torch.from_numpy(toy_data(6)), torch.from_numpy(toy_data(7)[1:] - 1)
-    record = RedactionRecord(0, torch.arange(6), 0, negatives=negatives)
-    theta = {name: p.detach() for name, p in step.discriminator.named_parameters()}
-    loss, _ = step.discriminator_loss(theta, {}, [{}] * 3, record, real, fake)
-    return float(loss)
+    return loss_of(discriminator, lam, loss, real, fake, negatives).item()
 
 
 @given(lam=st.floats(0.01, 1.0), name=st.sampled_from(sorted(LOSSES)))
@@ -110,16 +237,8 @@ def test_the_loss_is_affine_in_lam(lam, name):
 
 @given(lam=st.floats(0.01, 0.99))
 def test_the_gradient_in_the_output_for_a_negative_is_the_weighted_sigmoid(lam):
-    output = torch.linspace(-3, 3, 7, **DOUBLE).requires_grad_()
-
-    class Identity(RedactionStep):
-        def _judge(self, theta, buffers, samples, labels, seed):
-            return samples.flatten(), buffers
-
-    step = Identity.of(toy_trainer().make_step(*toy_networks()), lam=lam, loss=NonSaturating())
-    record = RedactionRecord(0, torch.arange(7), 0, negatives=output)
-    zeros = torch.zeros(7, **DOUBLE)
-    loss, _ = step.discriminator_loss({}, {}, [{}] * 3, record, zeros, zeros)
+    output, zeros = torch.linspace(-3, 3, 7, **DOUBLE).requires_grad_(), torch.zeros(7, **DOUBLE)
+    loss = loss_of(lambda x: x, lam, NonSaturating(), zeros, zeros, output)
     (gradient,) = torch.autograd.grad(loss, output)
     torch.testing.assert_close(gradient, (1 - lam) * torch.sigmoid(output.detach()) / 7)
 

@@ -1,16 +1,18 @@
 """Redaction on a space of five points, where everything is known: the library's own losses against closed forms."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-from ganclean import GANTrainer
+from ganclean.dynamics.record import UpdateRecord
+from ganclean.dynamics.update import Batch
 from ganclean.losses import NonSaturating
+from ganclean.recipes.redacting import RedactingDiscriminator, SmoothedLoss
 from ganclean.redaction.invalidity import residual_invalidity
-from ganclean.redaction.step import NegativeBuffer, RedactionRecord, RedactionStep, SmoothedLoss
 from tests.reference.redaction_optimum import (
     invalid_after_deletion,
     optimal_discriminator,
@@ -29,36 +31,31 @@ def points(probabilities, n):
     return torch.eye(5, dtype=torch.float64)[np.repeat(np.arange(5), counts)]
 
 
-def tabular_step(lam, loss=None):
-    discriminator = nn.Linear(5, 1, bias=False).double()
-    nn.init.zeros_(discriminator.weight)
-    step = GANTrainer(latent_dim=5).make_step(nn.Linear(5, 5).double(), discriminator)
-    return RedactionStep.of(step, lam=lam, buffer=NegativeBuffer(1), loss=loss or step.loss)
-
-
-def solved(step, real, fake, negatives):
-    """The logits of a tabular discriminator at the minimum of the step's own loss."""
-    record = RedactionRecord(0, torch.arange(len(real)), 0, negatives=negatives)
-    weight = torch.zeros(1, 5, dtype=torch.float64, requires_grad=True)
+def solved(objective, real, fake, negatives):
+    """The logits of a tabular discriminator at the minimum of its own objective."""
+    drawn = UpdateRecord("D", draws={"latents": fake, "negatives": negatives})
+    batch = Batch(real, None, torch.arange(len(real)), 0, {}, drawn, lambda: fake)
+    weight = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    nets = SimpleNamespace(G=lambda z: z, D=lambda x: x @ weight)
     exact = {"max_iter": 100, "tolerance_grad": 1e-12, "tolerance_change": 0, "line_search_fn": "strong_wolfe"}
     search = torch.optim.LBFGS([weight], **exact)
 
     def closure():
         search.zero_grad()
-        loss, _ = step.discriminator_loss({"weight": weight}, {}, [{}] * 3, record, real, fake)
+        loss = objective(nets, batch, real.new_ones(len(real)))
         loss.backward()
         return loss
 
     search.step(closure)
-    return weight.detach()[0].numpy()
+    return weight.detach().numpy()
 
 
 @pytest.mark.parametrize("lam", [0.3, 0.8, 1.0])
 @pytest.mark.parametrize(("flip_real", "flip_fake"), [(0.0, 0.0), (0.1, 0.0), (0.2, 0.1)])
 def test_the_best_discriminator_is_the_share_of_real_mass(lam, flip_real, flip_fake):
     real, fake, negatives = ([0.2, 0.3, 0.1, 0.3, 0.1], [0.1, 0.2, 0.3, 0.2, 0.2], [0, 0, 0.1, 0.6, 0.3])
-    step = tabular_step(lam, SmoothedLoss(NonSaturating(), flip_real, flip_fake))
-    logits = solved(step, points(real, 10), points(fake, 10), points(negatives, 10))
+    objective = RedactingDiscriminator(SmoothedLoss(NonSaturating(), flip_real, flip_fake), lam=lam)
+    logits = solved(objective, points(real, 10), points(fake, 10), points(negatives, 10))
     mixture = lam * np.array(fake) + (1 - lam) * np.array(negatives)
     expected = optimal_discriminator(np.array(real), mixture, 1 - flip_real, flip_fake)
     np.testing.assert_allclose(1 / (1 + np.exp(-logits)), expected, atol=1e-6)

@@ -13,6 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ganclean.data import DataSource, checked_data, take
+from ganclean.dynamics.capture import AnyStep
+from ganclean.dynamics.network import loaded
+from ganclean.dynamics.state import TrainingState
 from ganclean.exceptions import NetworkError
 from ganclean.optim import Adam
 from ganclean.progress import progress_bars
@@ -20,10 +23,7 @@ from ganclean.redaction.criteria import Criterion, as_criterion
 from ganclean.redaction.invalidity import Invalidity
 from ganclean.redaction.report import LARGE_RECALL_DROP, RedactionReport, quality_of
 from ganclean.redaction.sampling import Drawn, Sampler
-from ganclean.training.network import loaded
 from ganclean.training.preparation import labels_for, prepared
-from ganclean.training.state import TrainingState
-from ganclean.training.step import TrainingStep
 from ganclean.training.trainer import GANTrainer
 
 
@@ -88,9 +88,9 @@ class BaseRedactor(BaseEstimator):
         self._warn_of_the_beginning()
         step = self._redacting(step, state, rejected)
         state = self._trained(trainer, step, source)
-        self.generator_ = loaded(step.generator, state.evaluated, state.buffers_generator)
+        self.generator_ = loaded(step.generator, state.module_values("G"))
         self.ema_generator_ = self.generator_ if state.average else None
-        self.discriminator_ = loaded(step.discriminator, state.discriminator, state.buffers_discriminator)
+        self.discriminator_ = loaded(step.discriminator, state.module_values("D"))
         self.invalidity_after_ = self._invalidity(state)
         self.state_ = state
         return self
@@ -237,11 +237,12 @@ class BaseRedactor(BaseEstimator):
         step = trainer.make_step(self.generator, self.discriminator)
         return Sampler(step).draw(step.initial_state(), max(self.n_draws, 2), np.random.RandomState(seed))[0]
 
-    def _sifted(self, X: Any, y: Any, seed: int) -> tuple[GANTrainer, TrainingStep, DataSource, DataSource]:
+    def _sifted(self, X: Any, y: Any, seed: int) -> tuple[GANTrainer, AnyStep, DataSource, DataSource]:
         """Check the data and set aside what is not to be learned from; return the latter as the last."""
         data = checked_data(X)
         self._returns_arrays = isinstance(data, np.ndarray)
-        labels = labels_for(data, y, self._trainer().conditional)
+        trainer = self._trainer()
+        labels = labels_for(data, y, trainer.conditional or trainer.updates is not None)
         everything = DataSource(data, labels=labels)
         batches = [self.criterion_.keeps(self._as_given(batch)) for batch in everything.batches()]
         kept = np.concatenate(batches)
@@ -258,7 +259,7 @@ class BaseRedactor(BaseEstimator):
         trainer, step, source = prepared(
             self.generator,
             self.discriminator,
-            self._trainer(),
+            trainer,
             take(data, rows),
             None if labels is None else labels[torch.from_numpy(rows)],
             seed,
@@ -266,11 +267,11 @@ class BaseRedactor(BaseEstimator):
         rejected = DataSource(take(data, rest), labels=None if labels is None else labels[torch.from_numpy(rest)])
         return trainer, step, source, rejected.cast(source.dtype, source.device)
 
-    def _redacting(self, step: TrainingStep, state: TrainingState, rejected: DataSource) -> TrainingStep:
+    def _redacting(self, step: AnyStep, state: TrainingState, rejected: DataSource) -> AnyStep:
         """Return the step that redacts, given the state before and the training instances that were set aside."""
         return step
 
-    def _trained(self, trainer: GANTrainer, step: TrainingStep, source: DataSource) -> TrainingState:
+    def _trained(self, trainer: GANTrainer, step: AnyStep, source: DataSource) -> TrainingState:
         """Train and return the state in the end."""
         steps_per_epoch = -(-len(source) // trainer.batch_size_for(len(source)))
         run = trainer.run(step, source, step.initial_state(), self._seeds["training"])

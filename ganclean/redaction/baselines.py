@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from sklearn.base import clone
 from sklearn.utils import check_random_state
 from torch import nn
 
+from ganclean.dynamics.randomness import seeded
 from ganclean.exceptions import NetworkError
 from ganclean.redaction._base import BaseRedactor
-from ganclean.training.network import seeded
 
 
 class DeletionFineTuner(BaseRedactor):
@@ -109,8 +110,9 @@ class RetrainingRedactor(DeletionFineTuner):
         self.make_networks = make_networks
 
     def _redacting(self, step, state, rejected):
+        trainer = clone(self._trainer()).set_params(conditional=step.conditional)
         with seeded(self._seeds["initial"]):
-            new = self._trainer().make_step(*self.make_networks())
+            new = trainer.make_step(*self.make_networks())
         for player in ("generator", "discriminator"):
             if _shapes(getattr(new, player)) != _shapes(getattr(step, player)):
                 raise NetworkError(f"make_networks returned a {player} of another architecture than the trained one.")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ganclean.data import DataSource, as_source
-from ganclean.training.network import copied
+from ganclean.dynamics.network import copied
 
 Samples = Any
 """A batch of samples: an array or a tensor of shape (n, *sample_shape)."""

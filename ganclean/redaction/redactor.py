@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from numbers import Integral, Real
+from dataclasses import replace
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ganclean.data import DataSource
+from ganclean.dynamics.capture import AnyStep, CompiledStep
+from ganclean.dynamics.randomness import seeded
+from ganclean.dynamics.state import TrainingState
+from ganclean.dynamics.update import Update
+from ganclean.recipes.redacting import NegativeBuffer, check_redactable, check_settings, redaction
 from ganclean.redaction._base import BaseRedactor
 from ganclean.redaction.criteria import SampleCriterion
 from ganclean.redaction.invalidity import residual_invalidity
-from ganclean.redaction.step import GUIDES, NegativeBuffer, RedactionStep, SmoothedLoss
-from ganclean.training.network import seeded
-from ganclean.training.state import TrainingState
-from ganclean.training.step import TrainingStep
 
 METHODS = ("auto", "data", "validity", "classifier", "combined")
 FEW_SAMPLES = 20
@@ -52,7 +54,8 @@ class GANRedactor(BaseRedactor):
     trainer : GANTrainer, optional
         How to train, with the loss and the penalty of the original training; default 20 epochs of
         ``Adam(lr=2e-4, betas=(0.5, 0.99))``. Half of the original learning rate up to all of it, for 5% to 10% of the
-        original epochs, is where to start. Its `latent_dim` is that of the generator. Nothing is recorded.
+        original epochs, is where to start. Its `latent_dim` is that of the generator. Of `updates`, redaction needs the
+        objectives of ``ganclean.recipes.gan(...)``. Nothing is recorded.
     label_smoothing : tuple of two floats, default=(0.0, 0.0)
         The probability with which the discriminator is told that a real instance is fake, and a fake one real.
     queries_per_epoch : int, default=1000
@@ -186,21 +189,21 @@ class GANRedactor(BaseRedactor):
 
     def _check_parameters(self):
         super()._check_parameters()
-        for name, allowed in (("method", METHODS), ("guide", GUIDES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {list(allowed)}; got {getattr(self, name)!r}.")
-        if not isinstance(self.lam, Real) or not 0 < self.lam <= 1:
-            raise ValueError(f"lam must lie in (0, 1]; got {self.lam!r}.")
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {list(METHODS)}; got {self.method!r}.")
+        check_settings(self.lam, self.guide, self.label_smoothing)
+        updates = self._trainer().updates
+        given = [updates] if isinstance(updates, Update) else list(updates or ())
+        if given and all(isinstance(update, Update) for update in given):
+            check_redactable(given)
         for name in ("queries_per_epoch", "buffer_size"):
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer; got {value!r}.")
-        if len(self.label_smoothing) != 2 or not all(0 <= flip < 0.5 for flip in self.label_smoothing):
-            raise ValueError(f"label_smoothing must be two numbers in [0, 0.5); got {self.label_smoothing!r}.")
         if self.target_invalidity is not None and not 0 <= self.target_invalidity <= 1:
             raise ValueError(f"target_invalidity must be None or lie in [0, 1]; got {self.target_invalidity!r}.")
 
-    def _redacting(self, step: TrainingStep, state: TrainingState, rejected: DataSource) -> TrainingStep:
+    def _redacting(self, step: AnyStep, state: TrainingState, rejected: DataSource) -> AnyStep:
         self.method_ = self._chosen_method()
         if self.target_invalidity is not None and not self.criterion_.judges:
             raise ValueError("target_invalidity needs a criterion that judges samples; this one only knows some.")
@@ -225,16 +228,21 @@ class GANRedactor(BaseRedactor):
                 "discriminator may reject valid neighbours; give more, or a criterion that judges samples.",
                 stacklevel=3,
             )
-        return RedactionStep.of(
-            step,
-            loss=SmoothedLoss(step.loss, *self.label_smoothing) if any(self.label_smoothing) else step.loss,
-            lam=float(self.lam),
+        updates = redaction(
+            step.updates,
+            lam=self.lam,
             buffer=self.buffer_,
             score=self._score if guided else None,
             guide=self.guide,
-            guide_weight=float(self.guide_weight),
-            guide_floor=float(self.guide_floor),
+            guide_weight=self.guide_weight,
+            guide_floor=self.guide_floor,
+            label_smoothing=self.label_smoothing,
         )
+        # What the given step has seen of its objectives is not true of these.
+        redacting = replace(step.plain, updates=tuple(updates), seen_calls={}, centred=set())
+        # A compiled step takes the classifier for a constant, which it is not where it learns.
+        compiles = isinstance(step, CompiledStep) and not (guided and self.criterion_.learns)
+        return CompiledStep(redacting) if compiles else redacting
 
     def _after_epoch(self, state: TrainingState, source: DataSource) -> bool:
         rate = self._query(state)
@@ -246,7 +254,7 @@ class GANRedactor(BaseRedactor):
         """Let the classifier learn from valid training instances and from the samples of the region."""
         rows = self._queries.permutation(self._valid_rows)[: self.buffer_size]
         seed = int(self._queries.randint(2**31))
-        with seeded(seed), seeded(seed, source.device), torch.enable_grad():
+        with seeded(seed, source.device), torch.enable_grad():
             self.criterion_ = self.criterion_.refitted(source[rows.tolist()], self.buffer_.samples)
 
     def _score(self, samples: Tensor) -> Tensor:
@@ -287,7 +295,7 @@ class GANRedactor(BaseRedactor):
 
     def _fill_buffer(self, rejected: DataSource) -> None:
         """Take known samples, and the training instances that are not among them, into the buffer."""
-        like = next(self._sampler.step.generator.parameters())
+        like = self._sampler.step.like
         known = self.criterion_.known()
         if known is not None:
             known = known.cast(like.dtype, like.device)

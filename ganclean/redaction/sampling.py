@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ganclean.dynamics.capture import AnyStep
+from ganclean.dynamics.randomness import stream
+from ganclean.dynamics.state import TrainingState
 from ganclean.metrics.evaluation import Evaluator
-from ganclean.training.state import TrainingState
-from ganclean.training.step import TrainingStep
 
 MOST_DRAWS_PER_SAMPLE = 1000
 """How many draws rejection spends on one valid sample before it gives up."""
@@ -26,23 +27,23 @@ class Sampler:
 
     Parameters
     ----------
-    step : TrainingStep
+    step : AnyStep
         Knows the networks.
     labels : Tensor of shape (n_labels, ...), optional
         What a conditional generator is asked for, drawn with replacement.
     """
 
-    step: TrainingStep
+    step: AnyStep
     labels: Tensor | None = None
 
     def draw(self, state: TrainingState, n_samples: int, rng: np.random.RandomState) -> Drawn:
         """Return samples, shape (n_samples, *sample_shape), and their labels."""
-        like = next(self.step.generator.parameters())
-        latents = torch.from_numpy(rng.standard_normal((n_samples, *self.step.latent_shape))).to(like)
+        seed = int(rng.randint(2**31))
+        latents = self.step.draw_latents(n_samples, stream(seed, "latents"))
         labels = None
         if self.labels is not None:
             labels = self.labels[torch.from_numpy(rng.randint(len(self.labels), size=n_samples))]
-        return Evaluator(self.step, latents, labels=labels).samples(state, n_samples), labels
+        return Evaluator(self.step, latents, labels=labels, seed=seed).samples(state, n_samples), labels
 
     def draw_valid(
         self,
