@@ -8,7 +8,7 @@ same.
 """
 
 # %%
-# A small cleaner, and work for many machines
+# A small cleanser, and work for many machines
 # -------------------------------------------
 # Training anew with two seeds, with all rows and without some of them, makes six jobs; scoring 600 instances with AID
 # as many as there are workers.
@@ -28,16 +28,16 @@ from ganclean.validation import counterfactual_retrain
 
 torch.set_num_threads(1)
 X = np.random.default_rng(0).normal(size=(600, 2)).astype(np.float32)
-cleaner = GANInfluence(trainer=GANTrainer(n_epochs=5), random_state=0).fit(X)
-removals = [[], np.flatnonzero(~cleaner.support_), range(30)]
+cleanser = GANInfluence(trainer=GANTrainer(n_epochs=5), random_state=0).fit(X)
+removals = [[], np.flatnonzero(~cleanser.support_), range(30)]
 
 
 def work():
     """Return the metric of new trainings, the influences by AID, and the seconds that both took."""
     begin = time.perf_counter()
-    retrained = counterfactual_retrain(cleaner, removals, seeds=[1, 2])
-    aid = GANInfluence(trainer=cleaner.trainer, backend=AID(damping=1.0), random_state=0)
-    aid.fit(X, trajectory=cleaner.trajectory_)
+    retrained = counterfactual_retrain(cleanser, removals, seeds=[1, 2])
+    aid = GANInfluence(trainer=cleanser.trainer, backend=AID(damping=1.0), random_state=0)
+    aid.fit(X, trajectory=cleanser.trajectory_)
     return retrained, aid.influence_, time.perf_counter() - begin
 
 
@@ -83,8 +83,8 @@ else:
 # %%
 # What was sent
 # -------------
-# The networks, the data, the metric and the seed of each run; the recorded trajectory stays here. The cleaner's own
+# The networks, the data, the metric and the seed of each run; the recorded trajectory stays here. The cleanser's own
 # influences, for which nothing was sent:
 
-InfluenceHistogramDisplay.from_estimator(cleaner)
+InfluenceHistogramDisplay.from_estimator(cleanser)
 plt.show()

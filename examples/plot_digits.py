@@ -46,35 +46,35 @@ fid = FID(features, n_samples=2000)
 # Without networks of your own, there is a small convolutional pair. `estimate_cost` says beforehand what a fit will
 # take.
 
-cleaner = GANInfluence(
+cleanser = GANInfluence(
     trainer=GANTrainer(optimizer=Adam(lr=1e-3, betas=(0.5, 0.99)), n_epochs=25, latent_dim=16, ema_decay=0.99),
     metric={"FID": fid},
     backend=ITD(last_epochs=5),
     n_remove=0.1,
     random_state=0,
 )
-print(cleaner.estimate_cost(X))
-cleaner.fit(X, X_val=X_val)
-X_clean = cleaner.transform(X)
-print(f"{len(X) - len(X_clean)} images removed, {is_garment[~cleaner.support_].mean():.0%} of them garments")
+print(cleanser.estimate_cost(X))
+cleanser.fit(X, X_val=X_val)
+X_clean = cleanser.transform(X)
+print(f"{len(X) - len(X_clean)} images removed, {is_garment[~cleanser.support_].mean():.0%} of them garments")
 
 # %%
 # Most images hardly matter; a few matter a great deal. Colours mark what is removed.
 
-InfluenceHistogramDisplay.from_estimator(cleaner)
+InfluenceHistogramDisplay.from_estimator(cleanser)
 plt.show()
 
 # %%
 # The images that harm most, with the predicted improvement of the metric on their removal. Not all are garments: what
 # harms *this* generator is found, and many a foreign image has hardly been learned from.
 
-ImageGridDisplay.from_estimator(cleaner, X, n_shown=24)
+ImageGridDisplay.from_estimator(cleanser, X, n_shown=24)
 plt.show()
 
 # %%
 # The images that help most:
 
-ImageGridDisplay.from_estimator(cleaner, X, which="helpful", n_shown=8)
+ImageGridDisplay.from_estimator(cleanser, X, which="helpful", n_shown=8)
 plt.show()
 
 # %%
@@ -84,7 +84,7 @@ plt.show()
 # removal of as many shows what smaller data alone do. Recall shows whether fidelity is paid for with variety.
 
 curve = cleansing_curve(
-    cleaner,
+    cleanser,
     X_test,
     rates=[0.05, 0.1, 0.2],
     selectors=["influence", "random"],

@@ -32,7 +32,7 @@ X_train, X_val, X_test = X[:800], X[800:1000], X[1000:]
 generator = nn.Sequential(nn.Linear(8, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 2))
 discriminator = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
 
-cleaner = GANInfluence(
+cleanser = GANInfluence(
     generator,
     discriminator,
     trainer=GANTrainer(optimizer=Adam(lr=1e-3, betas=(0.5, 0.99)), n_epochs=40, latent_dim=8, ema_decay=0.99),
@@ -41,9 +41,9 @@ cleaner = GANInfluence(
     n_remove=0.1,
     random_state=0,
 )
-print(cleaner.estimate_cost(X_train))
-cleaner.fit(X_train, X_val=X_val)
-print(f"FID on the validation data: {cleaner.metric_value_:.3f}; on the test data: {-cleaner.score(X_test):.3f}")
+print(cleanser.estimate_cost(X_train))
+cleanser.fit(X_train, X_val=X_val)
+print(f"FID on the validation data: {cleanser.metric_value_:.3f}; on the test data: {-cleanser.score(X_test):.3f}")
 
 # %%
 # What harms
@@ -51,10 +51,10 @@ print(f"FID on the validation data: {cleaner.metric_value_:.3f}; on the test dat
 # Where the generator puts too much, instances harm, and where it puts too little, they help: influence shows what is
 # wrong with the samples. The ringed points would be dropped.
 
-X_clean = cleaner.transform(X_train)
+X_clean = cleanser.transform(X_train)
 print(f"{len(X_train) - len(X_clean)} of {len(X_train)} instances removed")
 
-HarmfulnessScatterDisplay.from_estimator(cleaner, X_train)
+HarmfulnessScatterDisplay.from_estimator(cleanser, X_train)
 plt.show()
 
 # %%
@@ -62,7 +62,7 @@ plt.show()
 # ---------------------
 # The ten traced epochs are really run again without each of fifty instances.
 
-accuracy = estimation_accuracy(cleaner, n_instances=50, last_epochs=10)
+accuracy = estimation_accuracy(cleanser, n_instances=50, last_epochs=10)
 low, high = accuracy.interval("kendall_tau")
 print(
     f"50 single removals, predicted and retrained: Kendall's tau {accuracy.kendall_tau:.2f} ({low:.2f} to {high:.2f})"

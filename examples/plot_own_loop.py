@@ -88,14 +88,14 @@ print(f"recorded {len(trajectory)} steps, {trajectory.steps_per_epoch} an epoch"
 # measured in the first traced step.
 
 metric = FID(train_classifier(X.numpy(), y, n_features=16).features, n_samples=1000)
-cleaner = GANInfluence(metric={"FID": metric}, backend=ITD(last_epochs=2), n_remove=0.1, random_state=0)
-cleaner.fit(X, trajectory=trajectory)
-harmful = np.argsort(-cleaner.harmfulness_)[:10]
-print(f"FID {cleaner.metric_value_:.2f}")
+cleanser = GANInfluence(metric={"FID": metric}, backend=ITD(last_epochs=2), n_remove=0.1, random_state=0)
+cleanser.fit(X, trajectory=trajectory)
+harmful = np.argsort(-cleanser.harmfulness_)[:10]
+print(f"FID {cleanser.metric_value_:.2f}")
 print(f"the ten most harmful digits are rows {harmful.tolist()}, labels {y[harmful].tolist()}")
-print(f"the secant is {cleaner.backend_.deviation_:.1%} from the exact derivative")
+print(f"the secant is {cleanser.backend_.deviation_:.1%} from the exact derivative")
 
-ImageGridDisplay.from_estimator(cleaner, X)
+ImageGridDisplay.from_estimator(cleanser, X)
 plt.show()
 
 # %%
@@ -103,7 +103,7 @@ plt.show()
 # ---------------------
 # The last two epochs are really run again without groups of 5% of the digits, with the same batches and latents.
 
-accuracy = estimation_accuracy(cleaner, n_instances=20, last_epochs=2, group_size=90)
+accuracy = estimation_accuracy(cleanser, n_instances=20, last_epochs=2, group_size=90)
 print(f"predicted against retrained, 20 groups of 5%: Kendall's tau {accuracy.kendall_tau:.2f}")
 
 InfluenceScatterDisplay.from_agreement(accuracy, metric="FID")

@@ -111,11 +111,11 @@ def drop_at_random(X, y, seed):
 
 
 def trial(seed):
-    """Return the accuracy of each pipeline on real test data, the fitted cleaner, and what it was fitted to."""
+    """Return the accuracy of each pipeline on real test data, the fitted cleanser, and what it was fitted to."""
     rows = np.random.default_rng(seed).permutation(len(digits))
     train, validation, test = rows[:1000], rows[1000:1300], rows[1300:]
     X, y = contaminate(digits[train], garments, 0.1, random_state=seed)[0], labels[train]
-    cleaner = GANInfluence(
+    cleanser = GANInfluence(
         Generator,
         Discriminator,
         trainer=trainer,
@@ -130,7 +130,7 @@ def trial(seed):
     pipelines = {
         "nothing": make_pipeline(clone(classifier)).fit(X, y),
         "random": make_pipeline(at_random, clone(classifier)).fit(X, y),
-        "influence": make_pipeline(cleaner, clone(classifier)).fit(X, y, ganinfluence__X_val=digits[validation]),
+        "influence": make_pipeline(cleanser, clone(classifier)).fit(X, y, ganinfluence__X_val=digits[validation]),
     }
     accuracies = {name: fitted.score(digits[test], labels[test]) for name, fitted in pipelines.items()}
     return accuracies, pipelines["influence"][0], X
@@ -157,6 +157,6 @@ for other in ("nothing", "random"):
 #
 # What was removed first, with the first seed:
 
-_, cleaner, X = trials[0]
-ImageGridDisplay.from_estimator(cleaner, X, n_shown=24)
+_, cleanser, X = trials[0]
+ImageGridDisplay.from_estimator(cleanser, X, n_shown=24)
 plt.show()

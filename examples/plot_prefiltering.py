@@ -2,7 +2,7 @@
 Judge candidates before they are trained on
 ===========================================
 
-A fitted cleaner scores images that it was not trained on. What that is worth depends on what the GAN has met: this
+A fitted cleanser scores images that it was not trained on. What that is worth depends on what the GAN has met: this
 example shows a case where it works, and one where it does not.
 """
 
@@ -36,8 +36,8 @@ X_contaminated, _ = contaminate(X_clean, garments[::-1], 0.2, random_state=0)
 
 
 def judges_of(X):
-    """Return a cleaner by influence and a selector by density, both fitted to the training data."""
-    cleaner = GANInfluence(
+    """Return a cleanser by influence and a selector by density, both fitted to the training data."""
+    cleanser = GANInfluence(
         trainer=GANTrainer(
             optimizer=Adam(lr=1e-3, betas=(0.5, 0.99)), n_epochs=100, batch_size=50, latent_dim=16, ema_decay=0.99
         ),
@@ -45,18 +45,18 @@ def judges_of(X):
         backend=ITD(last_epochs=20),
         random_state=0,
     ).fit(X, X_val=X_val)
-    return cleaner, DensitySelector(retention=0.95, feature_extractor=features).fit(X)
+    return cleanser, DensitySelector(retention=0.95, feature_extractor=features).fit(X)
 
 
-def summarise(cleaner, selector):
+def summarise(cleanser, selector):
     """Print what each way of choosing accepts of the pool."""
-    scores = {"influence": cleaner.score_samples(pool), "density": selector.score_samples(pool)}
+    scores = {"influence": cleanser.score_samples(pool), "density": selector.score_samples(pool)}
     for name, score in scores.items():
         print(f"{name}: AUC of garments against digits {roc_auc_score(is_garment, score):.2f}")
     typical = scores["density"] <= selector.threshold_
     accepted = {
         "predicted to help": scores["influence"] <= 0,
-        "no worse than the worst kept": scores["influence"] <= cleaner.threshold_,
+        "no worse than the worst kept": scores["influence"] <= cleanser.threshold_,
         "typical by density": typical,
         "typical, and predicted to help": typical & (scores["influence"] <= 0),
     }
@@ -68,8 +68,8 @@ def summarise(cleaner, selector):
 # %%
 # Where the GAN has met garments
 # ------------------------------
-# Their harm is known. ``cleaner.transform(pool)`` drops what scores worse than the worst instance that was kept,
-# which is lenient; stricter is to take only what is predicted to help, ``pool[cleaner.score_samples(pool) <= 0]``.
+# Their harm is known. ``cleanser.transform(pool)`` drops what scores worse than the worst instance that was kept,
+# which is lenient; stricter is to take only what is predicted to help, ``pool[cleanser.score_samples(pool) <= 0]``.
 
 scores = summarise(*judges_of(X_contaminated))
 

@@ -63,11 +63,11 @@ def redaction_and_credit() -> None:
 
 
 def agreement() -> None:
-    """agreement.png: the tutorial's cleaner, predicted against really retrained, 60 random groups of 5%."""
+    """agreement.png: the tutorial's cleanser, predicted against really retrained, 60 random groups of 5%."""
     torch.manual_seed(0)
     generator = nn.Sequential(nn.Linear(32, 128), nn.SiLU(), nn.Linear(128, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
     discriminator = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.SiLU(), nn.Linear(128, 1))
-    cleaner = GANInfluence(
+    cleanser = GANInfluence(
         generator,
         discriminator,
         trainer=GANTrainer(n_epochs=25, latent_dim=32, ema_decay=0.99),
@@ -76,7 +76,7 @@ def agreement() -> None:
         n_remove=0.1,
         random_state=0,
     ).fit(X_train, X_val=X_val)
-    accuracy = estimation_accuracy(cleaner, n_instances=60, last_epochs=5, group_size=54)
+    accuracy = estimation_accuracy(cleanser, n_instances=60, last_epochs=5, group_size=54)
     save(InfluenceScatterDisplay(accuracy, metric="FID", what="groups of 5%").plot(), "agreement.png")
 
 
