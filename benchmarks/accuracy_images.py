@@ -129,7 +129,7 @@ def main() -> None:
         for last_epochs in args.last_epochs:
             truths, traced = [], {name: [] for name in schemes}
             for seed in args.seeds:
-                cleaner = GANInfluence(
+                cleanser = GANInfluence(
                     *conv_pair(ACTIVATIONS[activation], seed),
                     trainer=GANTrainer(
                         optimizer=Adam(lr=1e-3, betas=(0.5, 0.99)),
@@ -142,12 +142,12 @@ def main() -> None:
                     backend=ITD(last_epochs=last_epochs),
                     random_state=seed,
                 ).fit(X, X_val=X_val)
-                truth = estimation_accuracy(cleaner, removals, last_epochs, group_size=100, random_state=seed)
+                truth = estimation_accuracy(cleanser, removals, last_epochs, group_size=100, random_state=seed)
                 truths.append(truth)
                 for name, backend in schemes.items():
                     backend = clone(backend).set_params(last_epochs=last_epochs)
                     try:
-                        influence = backend.fit(cleaner.trajectory_, cleaner.gradients_).influences_["FID"]
+                        influence = backend.fit(cleanser.trajectory_, cleanser.gradients_).influences_["FID"]
                         growth = backend.growth_["FID"]
                     except NonFiniteError:
                         influence, growth = np.zeros(len(X)), float("inf")

@@ -97,18 +97,18 @@ def main() -> None:
     )
     for activation in args.activation:
         for seed in args.seeds:
-            cleaner = fitted(activation, args.setting, seed, args.trained_epochs)
+            cleanser = fitted(activation, args.setting, seed, args.trained_epochs)
             for k in args.epochs:
                 influences, seconds = {}, {}
                 for name, backend in SCHEMES.items():
                     begin = time.perf_counter()
-                    traced = backend.set_params(last_epochs=k).fit(cleaner.trajectory_, cleaner.gradients_)
-                    influences[name] = traced.influences_[cleaner.metric_name_]
+                    traced = backend.set_params(last_epochs=k).fit(cleanser.trajectory_, cleanser.gradients_)
+                    influences[name] = traced.influences_[cleanser.metric_name_]
                     seconds[name] = time.perf_counter() - begin
                 for size in SETTINGS[args.setting]["group_sizes"]:
                     begin = time.perf_counter()
                     truth = estimation_accuracy(
-                        cleaner, args.removals, last_epochs=k, group_size=size, random_state=seed
+                        cleanser, args.removals, last_epochs=k, group_size=size, random_state=seed
                     )
                     spent = time.perf_counter() - begin
                     for name, influence in influences.items():

@@ -149,21 +149,21 @@ def main() -> None:
                 optimizer=Adam(lr=5e-4, betas=(0.5, 0.99), weight_decay=1e-3),
             )
             metric = FID(feature_extractor="pixels", n_samples=500)
-            cleaner = GANInfluence(
+            cleanser = GANInfluence(
                 *PAIRS[pair](seed), trainer=trainer, metric=metric, backend=ITD(last_epochs=1), random_state=seed
             ).fit(X)
             rng = np.random.default_rng(seed)
             groups = [rng.permutation(len(X))[: len(X) // 20] for _ in range(args.removals)]
             singles = list(rng.permutation(len(X))[: args.removals, None])
-            values = np.asarray(counterfactual_retrain(cleaner, [[], *groups, *singles], last_epochs=1))
+            values = np.asarray(counterfactual_retrain(cleanser, [[], *groups, *singles], last_epochs=1))
             true = values[1:] - values[0]
             truths = {"groups": (groups, true[: len(groups)]), "singles": (singles, true[len(groups) :])}
-            show(pair, seed, None, "itd", cleaner.influence_, None, truths, {})
+            show(pair, seed, None, "itd", cleanser.influence_, None, truths, {})
             for damping in args.damping:
                 reference = None
                 for name in args.solvers:
                     try:
-                        influence, info = solved(cleaner.trajectory_, cleaner.gradients_, name, damping, args.quick)
+                        influence, info = solved(cleanser.trajectory_, cleanser.gradients_, name, damping, args.quick)
                     except NonFiniteError as error:
                         print(f"{pair} damping={damping} {name}: {str(error)[:80]}", flush=True)
                         continue

@@ -27,7 +27,8 @@ from benchmarks.step_cost import LATENT, dcgan
 from ganclean import GANTrainer
 from ganclean.backends.game import Game, draw_chunks
 from ganclean.data import DataSource
-from ganclean.training.state import unravel
+from ganclean.dynamics.state import unravel
+from ganclean.recipes.adversarial import adversarial_loss
 
 CHUNK = 256
 NAMES = {"exact": "forward-mode derivative", "secant": "two forward passes", "vmap": "vmap(grad)"}
@@ -37,17 +38,17 @@ def make_game(source: DataSource, dtype: torch.dtype) -> Game:
     """The game of untrained networks on all instances of a source."""
     torch.manual_seed(0)
     step = GANTrainer(latent_dim=LATENT).make_step(*(network.to(dtype) for network in dcgan()))
-    return Game(step, step.initial_state(), source, draw_chunks(len(source), CHUNK))
+    return Game(step, step.initial_state(), source, draw_chunks(step, len(source), CHUNK))
 
 
 def by_single_gradients(game: Game, u: Tensor) -> Tensor:
     """Return ⟨u, ∇ℓ(x)⟩ by the gradients of single instances."""
-    theta = game.state.discriminator
-    direction = unravel(u, theta)
+    theta, judge = game.state.discriminator, adversarial_loss(game.step.updates)
+    direction = unravel(game.split(u)["D"], theta)
 
     def loss(params, x):
         output = functional_call(game.step.discriminator, params, (x[None],)).reshape(1)
-        return game.step.loss.real(output).sum()
+        return judge.real(output).sum()
 
     parts = []
     for record in game.records:
@@ -70,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(1)
     images = torch.rand(args.instances, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
     game = make_game(DataSource(images), torch.float32)
-    u = torch.randn(game.sizes[1], generator=torch.Generator().manual_seed(1))
+    u = torch.randn(sum(game.sizes), generator=torch.Generator().manual_seed(1))
     runs: dict[str, Callable[[Game, Tensor], Tensor]] = {
         "exact": lambda one, v: replace(one, derivative="exact").along(v),
         "secant": lambda one, v: replace(one, derivative="secant").along(v),
@@ -90,7 +91,7 @@ def main() -> None:
     errors = largest_errors({name: torch.cat(parts) for name, parts in scores.items()})
     precise = make_game(DataSource(images[:CHUNK].double()), torch.float64)
     precise_errors = largest_errors({name: run(precise, u.double()) for name, run in runs.items()})
-    print(f"{args.instances} instances, {game.sizes[1]} parameters, chunks of {CHUNK}, one thread")
+    print(f"{args.instances} instances, {len(game.split(u)['D'])} parameters, chunks of {CHUNK}, one thread")
     results: dict[str, dict] = {}
     for name, values in seconds.items():
         low, median, high = np.quantile(single / np.array(values), [0.25, 0.5, 0.75])

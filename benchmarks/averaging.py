@@ -50,7 +50,7 @@ def main() -> None:
     X, y = load_digits_images()
     rows = np.random.default_rng(0).permutation(len(X))
     train, held = rows[:N_TRAIN], rows[N_TRAIN : N_TRAIN + N_VALIDATION]
-    cleaner = GANInfluence(
+    cleanser = GANInfluence(
         trainer=GANTrainer(
             optimizer=Adam(lr=1e-3, betas=(0.5, 0.99)), n_epochs=n_epochs, batch_size=50, latent_dim=16, ema_decay=0.99
         ),
@@ -58,7 +58,7 @@ def main() -> None:
     )
     traced: dict[str, list[np.ndarray]] = {name: [] for name in WAYS}
     for seed in range(args.runs):
-        fitted = clone(cleaner).set_params(random_state=seed).fit(X[train], X_val=X[held])
+        fitted = clone(cleanser).set_params(random_state=seed).fit(X[train], X_val=X[held])
         for name, backend in WAYS.items():
             influences = clone(backend).fit(fitted.trajectory_, fitted.gradients_).influences_
             traced[name].append(next(iter(influences.values())))

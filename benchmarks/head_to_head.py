@@ -96,38 +96,38 @@ class Credit:
     def __init__(self, **settings):
         self.settings = settings
 
-    def __call__(self, cleaner: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
-        valuator = GMValuator(feature_extractor=cleaner.metric_.extractor_, random_state=seed, **self.settings)
-        samples = {"X_ref": cleaner.reference_}
+    def __call__(self, cleanser: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
+        valuator = GMValuator(feature_extractor=cleanser.metric_.extractor_, random_state=seed, **self.settings)
+        samples = {"X_ref": cleanser.reference_}
         if self.settings.get("query") != "reference":
-            samples["X_gen"] = cleaner.sample(2000)[0]
-        return valuator.fit(training_data(cleaner) if X is None else X, **samples).harmfulness_
+            samples["X_gen"] = cleanser.sample(2000)[0]
+        return valuator.fit(training_data(cleanser) if X is None else X, **samples).harmfulness_
 
 
-def training_data(cleaner: GANInfluence) -> np.ndarray:
-    """Return what a cleaner was fitted to."""
-    return cleaner.trajectory_.source.data
+def training_data(cleanser: GANInfluence) -> np.ndarray:
+    """Return what a cleanser was fitted to."""
+    return cleanser.trajectory_.source.data
 
 
-def density(cleaner: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
+def density(cleanser: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
     """Return how improbable instances are under a Gaussian of the training data's features."""
-    selector = DensitySelector(feature_extractor=cleaner.metric_.extractor_).fit(training_data(cleaner))
+    selector = DensitySelector(feature_extractor=cleanser.metric_.extractor_).fit(training_data(cleanser))
     return selector.harmfulness_ if X is None else selector.score_samples(X)
 
 
-def isolation_forest(cleaner: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
+def isolation_forest(cleanser: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
     """Return how isolated instances are in the features."""
     known, asked = (
-        features_of(DataSource(data), cleaner.metric_.extractor_)
-        for data in (training_data(cleaner), training_data(cleaner) if X is None else X)
+        features_of(DataSource(data), cleanser.metric_.extractor_)
+        for data in (training_data(cleanser), training_data(cleanser) if X is None else X)
     )
     return -IsolationForest(random_state=seed).fit(known).score_samples(asked)
 
 
-def log_density_ratio(cleaner: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
+def log_density_ratio(cleanser: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
     """Return minus the discriminator's logit, the mean over the ends of the last five epochs."""
-    trajectory = cleaner.trajectory_
-    samples = DataSource(training_data(cleaner) if X is None else X).cast(torch.float32, None)
+    trajectory = cleanser.trajectory_
+    samples = DataSource(training_data(cleanser) if X is None else X).cast(torch.float32, None)
     ends = [len(trajectory) - i * trajectory.steps_per_epoch for i in range(5)]
     with torch.no_grad():
         logits = [
@@ -138,15 +138,15 @@ def log_density_ratio(cleaner: GANInfluence, seed: int, X: np.ndarray | None = N
 
 
 class Influence:
-    """Influence on one of the cleaner's metrics, traced through the run."""
+    """Influence on one of the cleanser's metrics, traced through the run."""
 
     def __init__(self, metric: str):
         self.metric = metric
 
-    def __call__(self, cleaner: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, cleanser: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
         if X is None:
-            return -cleaner.influences_[self.metric]
-        return -cleaner.backend_.score_samples(cleaner.trajectory_, cleaner.gradients_[self.metric], source_of(X))
+            return -cleanser.influences_[self.metric]
+        return -cleanser.backend_.score_samples(cleanser.trajectory_, cleanser.gradients_[self.metric], source_of(X))
 
 
 def source_of(X: np.ndarray) -> DataSource:
@@ -154,18 +154,18 @@ def source_of(X: np.ndarray) -> DataSource:
     return DataSource(X).cast(torch.float32, None)
 
 
-def aid(cleaner: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
+def aid(cleanser: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
     """Return influence on FID from the final model alone, by damped GMRES."""
-    gradient = {"FID": cleaner.gradients_["FID"]}
-    backend = AID(damping=10.0, max_iter=30).fit(cleaner.trajectory_, gradient)
+    gradient = {"FID": cleanser.gradients_["FID"]}
+    backend = AID(damping=10.0, max_iter=30).fit(cleanser.trajectory_, gradient)
     if X is None:
         return -backend.influences_["FID"]
-    return -backend.score_samples(cleaner.trajectory_, gradient["FID"], source_of(X))
+    return -backend.score_samples(cleanser.trajectory_, gradient["FID"], source_of(X))
 
 
-def random(cleaner: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
+def random(cleanser: GANInfluence, seed: int, X: np.ndarray | None = None) -> np.ndarray:
     """Return a random order."""
-    return np.random.RandomState(seed).uniform(size=len(training_data(cleaner) if X is None else X))
+    return np.random.RandomState(seed).uniform(size=len(training_data(cleanser) if X is None else X))
 
 
 METHODS = {
@@ -191,7 +191,7 @@ def parts_of(data: str, seed: int, args: argparse.Namespace) -> tuple[np.ndarray
 
 
 def contaminated(data: str, seed: int, args: argparse.Namespace):
-    """Return a cleaner of data with 10% foreign images, which of them these are, and the test data."""
+    """Return a cleanser of data with 10% foreign images, which of them these are, and the test data."""
     X, X_val, X_test = parts_of(data, seed, args)
     X, is_foreign = contaminate(X, images(data)[1], 0.1, seed)
     return fitted(data, X, X_val, seed, args), is_foreign, X_test
@@ -214,21 +214,23 @@ def outliers(data: str, seed: int, args: argparse.Namespace) -> dict:
 def learned(data: str, seed: int, args: argparse.Namespace) -> dict:
     """Return the same for outliers that the generator imitates."""
     longer = argparse.Namespace(**{**vars(args), "epochs": 3 * args.epochs})
-    cleaner, is_foreign, _ = contaminated(data, seed, longer)
-    return {"learned": scored(data, cleaner, is_foreign, 10, seed)}
+    cleanser, is_foreign, _ = contaminated(data, seed, longer)
+    return {"learned": scored(data, cleanser, is_foreign, 10, seed)}
 
 
-def scored(data: str, cleaner: GANInfluence, is_outlier: np.ndarray, label: int, seed: int, X=None) -> dict[str, float]:
+def scored(
+    data: str, cleanser: GANInfluence, is_outlier: np.ndarray, label: int, seed: int, X=None
+) -> dict[str, float]:
     """Return the AUC of every method, and which part of the samples the classifier takes for such outliers."""
-    auc = {name: float(roc_auc_score(is_outlier, method(cleaner, seed, X))) for name, method in METHODS.items()}
-    found = classifier(data)(torch.from_numpy(cleaner.sample(2000)[0])).argmax(dim=1) == label
+    auc = {name: float(roc_auc_score(is_outlier, method(cleanser, seed, X))) for name, method in METHODS.items()}
+    found = classifier(data)(torch.from_numpy(cleanser.sample(2000)[0])).argmax(dim=1) == label
     return auc | {"generated share": float(found.double().mean())}
 
 
 def removal(data: str, seed: int, args: argparse.Namespace, last_epochs: int | None, rates: list[float]) -> dict:
     """Return held-out FID without removal and after every method's removals."""
-    cleaner, _, X_test = contaminated(data, seed, args)
-    curve = cleansing_curve(cleaner, X_test, rates, selectors=METHODS, n_seeds=1, last_epochs=last_epochs)
+    cleanser, _, X_test = contaminated(data, seed, args)
+    curve = cleansing_curve(cleanser, X_test, rates, selectors=METHODS, n_seeds=1, last_epochs=last_epochs)
     return {
         "rates": curve.rates.tolist(),
         "baseline": {"FID": float(curve.baseline["FID"][0])},
@@ -239,14 +241,14 @@ def removal(data: str, seed: int, args: argparse.Namespace, last_epochs: int | N
 
 def datamodelling(data: str, seed: int, args: argparse.Namespace, anew: bool) -> dict:
     """Return each method's rank correlation with what leaving out random halves brings."""
-    cleaner, _, X_test = contaminated(data, seed, args)
-    rng, n = np.random.RandomState(seed), len(training_data(cleaner))
+    cleanser, _, X_test = contaminated(data, seed, args)
+    rng, n = np.random.RandomState(seed), len(training_data(cleanser))
     removals = [rng.permutation(n)[: n // 2] for _ in range(args.subsets)]
-    metric = FID(cleaner.metric_.extractor_, n_samples=1000).fit(X_test)
+    metric = FID(cleanser.metric_.extractor_, n_samples=1000).fit(X_test)
     how = {"seeds": [10_000 + seed, 20_000 + seed]} if anew else {"last_epochs": args.last_epochs, "renormalize": True}
-    values = counterfactual_retrain(cleaner, removals, metric=metric, **how)
+    values = counterfactual_retrain(cleanser, removals, metric=metric, **how)
     true = -np.atleast_2d(values).mean(axis=0)
-    scores = {name: method(cleaner, seed) for name, method in METHODS.items()}
+    scores = {name: method(cleanser, seed) for name, method in METHODS.items()}
     return {
         name: float(spearmanr([score[rows].sum() for rows in removals], true).statistic)
         for name, score in scores.items()

@@ -24,10 +24,10 @@ from torch import nn
 
 from benchmarks.environment import write_results
 from ganclean import GANTrainer
+from ganclean.dynamics.state import TrainingState
 from ganclean.optim import Adam
-from ganclean.training.checkpoints import CheckpointPlan, size_of
-from ganclean.training.state import TrainingState
-from ganclean.training.store import FolderStore
+from ganclean.runs.checkpoints import CheckpointPlan, size_of
+from ganclean.runs.store import FolderStore
 
 STEP_COST = Path(__file__).parent / "results" / "step_cost.json"
 # Parameters of the generator and of the discriminator, in different proportions, so that both weigh in differently.

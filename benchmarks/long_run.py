@@ -73,7 +73,7 @@ def run(n_steps: int, trainer: GANTrainer) -> dict[str, float]:
     X = np.random.default_rng(0).normal(size=(N_SAMPLES, 64)).astype(np.float32)
     trainer.set_params(n_epochs=n_steps // (N_SAMPLES // BATCH))
     step, source = trainer.make_step(*pair()), DataSource(X)
-    trajectory = trainer.record(step, source, trainer.describe(step, len(X), ""), random_state=0, progress=clock)
+    trajectory = trainer.train(step, source, trainer.describe(step, len(X), ""), random_state=0, progress=clock)
     latents = torch.randn(500, LATENT, generator=torch.Generator().manual_seed(0))
     metric = SampleMean(n_samples=500).fit(X)
     _, gradient = Evaluator(step, latents).gradient("mean", metric, trajectory.state(len(trajectory)))

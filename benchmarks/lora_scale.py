@@ -28,6 +28,7 @@ from ganclean import GANInfluence, GANTrainer
 from ganclean.backends import AID
 from ganclean.backends.ekfac import GameInverse
 from ganclean.backends.solvers import Settings, solve
+from ganclean.dynamics.network import Call
 from ganclean.metrics import FID
 
 
@@ -169,7 +170,7 @@ def main() -> None:
     results = Printed()
     results["parameters"] = sum(p.numel() for m in pair for p in m.parameters())
     results["trained"] = sum(p.numel() for m in pair for p in m.parameters() if p.requires_grad)
-    cleaner = GANInfluence(
+    cleanser = GANInfluence(
         *pair,
         trainer=GANTrainer(latent_dim=args.width, batch_size=args.chunk),
         metric=FID(feature_extractor=nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), n_samples=64),
@@ -184,15 +185,15 @@ def main() -> None:
         random_state=0,
     )
     warnings.simplefilter("ignore", ConvergenceWarning)
-    _, results["seconds_fit"] = clocked(lambda: cleaner.fit(X, trained=True))
+    _, results["seconds_fit"] = clocked(lambda: cleanser.fit(X, trained=True))
     results["peak_gib_fit"] = peak()
 
-    trajectory, backend = cleaner.trajectory_, cleaner.backend_
+    trajectory, backend = cleanser.trajectory_, cleanser.backend_
     (info,) = backend.solver_info_.values()
     results["products"], results["damped_residual"] = info["iterations"], info["damped_residual"]
     results["seconds_solution_with_factors"] = info["seconds"]
     game = backend._game(trajectory, trajectory.source, args.batch)
-    (gradient,) = cleaner.gradients_.values()
+    (gradient,) = cleanser.gradients_.values()
     b = game.cotangent(gradient)
     inverse, results["seconds_factors"] = clocked(GameInverse, game, args.damping)
     _, results["seconds_one_sweep"] = clocked(inverse, b)
@@ -201,7 +202,7 @@ def main() -> None:
         settings = Settings(damping=args.damping, tol=1e-2, max_iter=args.products)
         (_, info), results["seconds_solution_gmres"] = clocked(solve, "gmres", game, b, settings)
         results["products_gmres"], results["damped_residual_gmres"] = info["iterations"], info["damped_residual"]
-    u_d = torch.randn(game.sizes[1])
+    u = torch.randn(sum(game.sizes))
 
     every = backend._game(trajectory, trajectory.source)
     forward = 0.0
@@ -209,8 +210,9 @@ def main() -> None:
     with torch.no_grad():
         for record in every.records:
             real = X[record.indices]
-            forward += clocked(lambda real=real: trajectory.step.players[1](state.discriminator, {}, (real,), 0))[1]
-    _, scoring = clocked(every.along, u_d)
+            judge = trajectory.step.networks["D"]
+            forward += clocked(judge, state.discriminator, {}, Call((real,)))[1]
+    _, scoring = clocked(every.along, u)
     results["milliseconds_score_of_an_instance"] = 1e3 * scoring / args.instances
     results["milliseconds_forward_of_an_instance"] = 1e3 * forward / args.instances
     results["score_in_forwards"] = scoring / forward

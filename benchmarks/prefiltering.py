@@ -49,12 +49,12 @@ def trainer(n_epochs: int) -> GANTrainer:
 def accepted(pool: np.ndarray, X: np.ndarray, X_val: np.ndarray, metric: FID, seed: int, args) -> tuple[dict, dict]:
     """Return the rows of the pool that each way accepts, and each way's scores (high: do not take)."""
     rows, scores = {}, {}
-    cleaner = GANInfluence(
+    cleanser = GANInfluence(
         trainer=trainer(args.epochs), metric=metric, backend=ITD(last_epochs=args.last_epochs), random_state=seed
     ).fit(X, X_val=X_val)
     solver = AID(solver="gmres", damping=args.damping, max_iter=args.max_iter)
-    others = {"itd": cleaner, "aid": GANInfluence(trainer=trainer(args.epochs), metric=metric, backend=solver)}
-    others["aid"].set_params(random_state=seed).fit(X, X_val=X_val, trajectory=cleaner.trajectory_)
+    others = {"itd": cleanser, "aid": GANInfluence(trainer=trainer(args.epochs), metric=metric, backend=solver)}
+    others["aid"].set_params(random_state=seed).fit(X, X_val=X_val, trajectory=cleanser.trajectory_)
     for name, fitted in others.items():
         scores[name] = fitted.score_samples(pool)
         rows[f"{name}, transform"] = np.flatnonzero(scores[name] <= fitted.threshold_)

@@ -239,13 +239,13 @@ def influence_experiment(seed: int, quick: bool) -> list[dict]:
     )
     backend = ITD(last_epochs=1 if quick else 5)
     metric = FID(classifier.features, n_samples=2000)
-    cleaner = GANInfluence(trainer=trainer, metric=metric, backend=backend, n_remove=0.1, random_state=seed)
-    cleaner.fit(X, X_val=X_test[::2])
-    networks, reference = (cleaner.generator_, cleaner.discriminator_), X_test[1::2]
+    cleanser = GANInfluence(trainer=trainer, metric=metric, backend=backend, n_remove=0.1, random_state=seed)
+    cleanser.fit(X, X_val=X_test[::2])
+    networks, reference = (cleanser.generator_, cleanser.discriminator_), X_test[1::2]
     shared = {"trainer": shortened(trainer, 1 if quick else 5), "random_state": seed}
     chosen = np.random.RandomState(seed).permutation(len(X))[: len(X) // 10]
     criteria = {
-        "influence": SampleCriterion.from_cleanser(cleaner),
+        "influence": SampleCriterion.from_cleanser(cleanser),
         "random": SampleCriterion(X[chosen]),
         "all garments": SampleCriterion(X[is_foreign]),
     }
@@ -268,7 +268,7 @@ def influence_experiment(seed: int, quick: bool) -> list[dict]:
                 "seed": seed,
                 "region": "garments",
                 "method": name,
-                "garments_found": float(is_foreign[~cleaner.support_].mean()),
+                "garments_found": float(is_foreign[~cleanser.support_].mean()),
                 "invalidity_before": report.evaluated[0].rate,
                 "invalidity": report.evaluated[1].rate,
                 "frechet_before": report.quality[0]["frechet_distance"],

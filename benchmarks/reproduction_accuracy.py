@@ -38,7 +38,7 @@ from ganclean.backends import ITD
 from ganclean.datasets import load_digits_images, load_fashion_mnist
 from ganclean.exceptions import NonFiniteError
 from ganclean.metrics import FID, AverageLogLikelihood, InceptionScore, train_classifier
-from ganclean.training.replay import retrained_states
+from ganclean.runs.replay import retrained_states
 from ganclean.validation.accuracy import extremes_jaccard
 
 DATA = ("normal", "digits", "fashion", "fashion8")
@@ -91,20 +91,20 @@ def fitted(data: str, pair: str, seed: int, args: argparse.Namespace) -> GANInfl
     ).fit(X, X_val=X_val)
 
 
-def measured(cleaner: GANInfluence, k: int, removals: np.ndarray) -> tuple[dict, dict, dict]:
+def measured(cleanser: GANInfluence, k: int, removals: np.ndarray) -> tuple[dict, dict, dict]:
     """Return true and predicted changes of every metric over the last k epochs, and the seconds that each took."""
     begin = time.perf_counter()
-    size = max(metric.sample_size for metric in cleaner.metrics_.values())
-    evaluator = cleaner._evaluator(size)
-    states = retrained_states(cleaner.trajectory_, [[], *removals[:, None]], k)
-    values = [[evaluator.value(metric, state) for metric in cleaner.metrics_.values()] for state in states]
-    true = dict(zip(cleaner.metrics_, (np.array(values)[1:] - values[0]).T))
+    size = max(metric.sample_size for metric in cleanser.metrics_.values())
+    evaluator = cleanser.evaluator(size)
+    states = retrained_states(cleanser.trajectory_, [[], *removals[:, None]], k)
+    values = [[evaluator.value(metric, state) for metric in cleanser.metrics_.values()] for state in states]
+    true = dict(zip(cleanser.metrics_, (np.array(values)[1:] - values[0]).T))
     seconds = {"truth": time.perf_counter() - begin}
     predicted: dict[str, dict[str, np.ndarray]] = {}
     for name, backend in SCHEMES.items():
         begin = time.perf_counter()
         try:
-            influences = backend.set_params(last_epochs=k).fit(cleaner.trajectory_, cleaner.gradients_).influences_
+            influences = backend.set_params(last_epochs=k).fit(cleanser.trajectory_, cleanser.gradients_).influences_
             predicted[name] = {metric: influence[removals] for metric, influence in influences.items()}
         except NonFiniteError:
             # An adjoint that exploded predicts nothing.
@@ -168,22 +168,22 @@ def main() -> None:
     for data, pair, seed in product(args.data, args.pair, args.seeds):
         settings = {"data": data, "pair": pair, "seed": seed, "trained_epochs": args.trained_epochs}
         settings |= {"lr": args.lr, "removals": args.removals, "complete": args.root is not None}
-        cleaner = None
+        cleanser = None
         for k in args.epochs:
             key = {**settings, "last_epochs": k}
             if rows.having(key):
                 continue
-            cleaner = cleaner or fitted(data, pair, seed, args)
-            n_samples = len(cleaner.influence_)
+            cleanser = cleanser or fitted(data, pair, seed, args)
+            n_samples = len(cleanser.influence_)
             removals = np.random.default_rng(seed).permutation(n_samples)[: args.removals]
-            true, predicted, seconds = measured(cleaner, k, removals)
-            before = cleaner.trajectory_.state(0)
-            evaluator = cleaner._evaluator(1000)
+            true, predicted, seconds = measured(cleanser, k, removals)
+            before = cleanser.trajectory_.state(0)
+            evaluator = cleanser.evaluator(1000)
             row = {
                 **key,
                 "n_samples": n_samples,
-                "before_training": {m: evaluator.value(metric, before) for m, metric in cleaner.metrics_.items()},
-                "after_training": cleaner.metric_values_,
+                "before_training": {m: evaluator.value(metric, before) for m, metric in cleanser.metrics_.items()},
+                "after_training": cleanser.metric_values_,
                 "agreement": {
                     m: {scheme: agreement(changes[m], true[m]) for scheme, changes in predicted.items()} for m in true
                 },

@@ -63,7 +63,7 @@ def trial(data: str, pair: str, seed: int, args: argparse.Namespace) -> dict:
     """Return one seed's metrics on the test data, without removal and after each selector's removals."""
     X, y, X_val, X_test = three_parts(data, seed, args.root)
     metrics = metrics_for(X, y)
-    cleaner = GANInfluence(
+    cleanser = GANInfluence(
         *networks(pair, X.shape[1:], seed),
         trainer=trainer(pair, X.shape[1:], args.trained_epochs, args.lr),
         metric=metrics,
@@ -72,7 +72,7 @@ def trial(data: str, pair: str, seed: int, args: argparse.Namespace) -> dict:
     ).fit(X, X_val=X_val)
     first, *others = metrics
     curve = cleansing_curve(
-        cleaner,
+        cleanser,
         X_test,
         args.rates,
         selectors=("influence", *(f"influence:{name}" for name in others), *BASELINES),

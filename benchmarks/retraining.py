@@ -27,7 +27,7 @@ from benchmarks.step_cost import dcgan
 from ganclean import GANTrainer
 from ganclean.data import DataSource
 from ganclean.optim import SGD, Adam
-from ganclean.training.replay import Replay, weights_without
+from ganclean.runs.replay import Replay, weights_without
 
 N_RUNS = 100
 
@@ -39,7 +39,7 @@ def replay_of(networks, sample_shape, n_samples, **settings) -> Replay:
     like = next(step.generator.parameters())
     data = np.tanh(np.random.default_rng(0).normal(size=(n_samples, *sample_shape)))
     source = DataSource(data).cast(like.dtype, like.device)
-    trajectory = trainer.record(step, source, trainer.describe(step, n_samples, ""), traced_epochs=1, random_state=0)
+    trajectory = trainer.train(step, source, trainer.describe(step, n_samples, ""), traced_epochs=1, random_state=0)
     return Replay.of(trajectory, trajectory.start_of_last(1))
 
 

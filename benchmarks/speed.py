@@ -22,11 +22,11 @@ from benchmarks.environment import write_results
 from benchmarks.pairing import in_turn, quartiles, shown
 from benchmarks.step_cost import dcgan
 from ganclean import GANTrainer
-from ganclean.backends.adjoint import exact_adjoint, secant_adjoint
 from ganclean.data import DataSource
+from ganclean.dynamics.adjoint import exact_adjoint, secant_adjoint
+from ganclean.dynamics.state import map_state
 from ganclean.metrics import FID
 from ganclean.optim import SGD, Adam
-from ganclean.training.state import map_state
 
 BATCH = 100
 MINI_BATCH = 16

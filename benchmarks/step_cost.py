@@ -1,8 +1,8 @@
 """What one traced step costs, in units of an eager PyTorch training step on the same networks.
 
 A DCGAN pair of 271,000 parameters on 28 × 28 images, batch 100, alternating Adam, one thread. The eager step, the
-recorded training step and the traced step in both schemes run in turn, and the ratios of processor time are taken turn
-by turn, since machines are noisy.
+recorded training step and the traced step, of the recipe and of the same GAN as objectives, run in turn, and the
+ratios of processor time are taken turn by turn, since machines are noisy.
 
     python -m benchmarks.step_cost [--turns 30] [--json FILE]
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from torch.nn.functional import softplus
 
 from benchmarks.environment import write_results
 from benchmarks.pairing import in_turn, quartiles, shown
-from ganclean import GANTrainer
-from ganclean.backends.adjoint import exact_adjoint, secant_adjoint
+from ganclean import GANTrainer, Update
 from ganclean.data import DataSource
+from ganclean.dynamics.adjoint import exact_adjoint, secant_adjoint
+from ganclean.dynamics.record import StepRecord
+from ganclean.dynamics.state import map_state
 from ganclean.optim import Adam
-from ganclean.training.state import map_state
 
 BATCH, LATENT = 100, 64
 
@@ -72,6 +74,26 @@ class EagerStep:
         self.opt_g.step()
 
 
+def discriminator_loss(nets, batch, weights):
+    fake = nets.G(torch.randn(len(batch.x), LATENT)).detach()
+    return (weights * softplus(-nets.D(batch.x).flatten())).mean() + softplus(nets.D(fake)).mean()
+
+
+def generator_loss(nets, batch, weights):
+    return softplus(-nets.D(nets.G(torch.randn(len(batch.x), LATENT)))).mean()
+
+
+def objectives() -> list[Update]:
+    """The training step as objectives of one's own."""
+    rule = Adam(lr=2e-4, betas=(0.5, 0.99))
+    return [Update("D", discriminator_loss, rule), Update("G", generator_loss, rule)]
+
+
+def record_of(step, record: StepRecord) -> StepRecord:
+    """Return a record of the same instances and updates."""
+    return replace(record, updates=tuple(replace(done, draws={}) for done in record.updates))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=30)
@@ -93,11 +115,18 @@ def main() -> None:
     real = source[record.indices]
     after = step(state, record, real)
     cotangents = [map_state(torch.randn_like, step.differentiable(after))]
+    # The same GAN as two functions that draw their own latents.
+    form = GANTrainer(updates=objectives(), batch_size=BATCH, latent_dim=LATENT).make_step(generator, discriminator)
+    after_form = form(state, record_of(form, record), real)
     runs = {
         "eager training step": lambda: eager(source[record.indices], record.latents_d, record.latents_g),
         "recorded training step": lambda: step(state, record, source[record.indices]),
         "secant ITD step": lambda: secant_adjoint(step, state, after, record, source[record.indices], cotangents),
         "exact ITD step": lambda: exact_adjoint(step, state, after, record, source[record.indices], cotangents),
+        "recorded, as objectives": lambda: form(state, record_of(form, record), source[record.indices]),
+        "secant, as objectives": lambda: secant_adjoint(
+            form, state, after_form, record_of(form, record), source[record.indices], cotangents
+        ),
     }
     seconds = in_turn(runs, args.turns)
     n_parameters = sum(p.numel() for module in (generator, discriminator) for p in module.parameters())

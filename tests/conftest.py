@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.toy_gans import toy_cleaner, toy_data
+from tests.toy_gans import toy_cleanser, toy_data
 
 torch.set_num_threads(1)
 settings.register_profile("ganclean", max_examples=15, deadline=None, derandomize=True, database=None)
@@ -17,6 +17,6 @@ def X():
 
 
 @pytest.fixture(scope="session")
-def cleaner(X):
-    """A fitted cleaner, to be read and not changed: 16 instances, 9 steps, FID, a quarter removed."""
-    return toy_cleaner().fit(X)
+def cleanser(X):
+    """A fitted cleanser, to be read and not changed: 16 instances, 9 steps, FID, a quarter removed."""
+    return toy_cleanser().fit(X)

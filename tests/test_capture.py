@@ -11,20 +11,20 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
-from ganclean import GANTrainer
+from ganclean import GANTrainer, Update
 from ganclean.backends import ITD
-from ganclean.backends.adjoint import exact_adjoint, secant_adjoint
+from ganclean.dynamics import capture
+from ganclean.dynamics.adjoint import exact_adjoint, secant_adjoint
+from ganclean.dynamics.capture import CompiledStep
+from ganclean.dynamics.state import flatten_state, map_state
 from ganclean.metrics import FID, SampleMean
 from ganclean.optim import Adam
-from ganclean.training import capture
-from ganclean.training.capture import CompiledStep
-from ganclean.training.state import flatten_state, map_state
 from ganclean.validation import counterfactual_retrain
 from tests.practice import PRACTICE, practised
-from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks
+from tests.toy_gans import OPTIMIZERS, toy_cleanser, toy_data, toy_networks
 
 X = toy_data()
-QUICK = ("adamw", "everything")
+QUICK = ("adamw", "conditional")
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def told():
 def steps_of(feature, n_steps=2):
     """A run with some feature, step by step: a compiled step, the record, the instances, the states around it."""
     networks, data, y, settings = practised(feature)
-    cleaner = toy_cleaner(networks, **{"n_epochs": 2, **settings}).fit(data, y)
-    trajectory = cleaner.trajectory_
-    step = CompiledStep(**{f: getattr(trajectory.step, f) for f in trajectory.step.__dataclass_fields__})
+    cleanser = toy_cleanser(networks, **{"n_epochs": 2, **settings}).fit(data, y)
+    trajectory = cleanser.trajectory_
+    step = CompiledStep(trajectory.step)
     return step, [
         (trajectory[t], trajectory.source[trajectory[t].indices], trajectory.state(t), trajectory.state(t + 1))
         for t in range(n_steps)
@@ -94,7 +94,7 @@ def test_a_step_in_machine_code_is_the_step(feature, told):
 
 def test_influence_of_a_compiled_run(quick, told):
     settings = {"optimizer": OPTIMIZERS["adam"], "metric": {"fid": FID(n_samples=60), "mean": SampleMean()}}
-    plain, compiled = (toy_cleaner(**settings, select="fid", compile=c).fit(X) for c in (False, True))
+    plain, compiled = (toy_cleanser(**settings, select="fid", compile=c).fit(X) for c in (False, True))
     for name, expected in plain.influences_.items():
         np.testing.assert_allclose(compiled.influences_[name], expected, rtol=1e-6, atol=1e-9)
     values = [counterfactual_retrain(c, [[3], [5, 9]], vectorize=False) for c in (plain, compiled)]
@@ -103,18 +103,18 @@ def test_influence_of_a_compiled_run(quick, told):
 
 
 def test_compiled_runs_are_made_one_after_another(quick, monkeypatch):
-    cleaner = toy_cleaner(compile=True).fit(X)
-    expected = counterfactual_retrain(toy_cleaner().fit(X), [[3], [5, 9]])
-    monkeypatch.setattr("ganclean.training.replay.Replay._together", None)
-    np.testing.assert_allclose(counterfactual_retrain(cleaner, [[3], [5, 9]]), expected, rtol=1e-7)
+    cleanser = toy_cleanser(compile=True).fit(X)
+    expected = counterfactual_retrain(toy_cleanser().fit(X), [[3], [5, 9]])
+    monkeypatch.setattr("ganclean.runs.replay.Replay._together", None)
+    np.testing.assert_allclose(counterfactual_retrain(cleanser, [[3], [5, 9]]), expected, rtol=1e-7)
 
 
 @pytest.mark.parametrize(
     "scheduler", [partial(StepLR, step_size=1, gamma=0.9), partial(OneCycleLR, max_lr=2e-2, total_steps=15)]
 )
 def test_what_changes_from_step_to_step_needs_no_new_graph(scheduler, quick):
-    cleaners = [toy_cleaner(optimizer=Adam(lr=1e-2), scheduler=scheduler, n_epochs=5, compile=c) for c in (0, 1)]
-    plain, compiled = (cleaner.fit(X) for cleaner in cleaners)
+    cleansers = [toy_cleanser(optimizer=Adam(lr=1e-2), scheduler=scheduler, n_epochs=5, compile=c) for c in (0, 1)]
+    plain, compiled = (cleanser.fit(X) for cleanser in cleansers)
     np.testing.assert_allclose(compiled.influence_, plain.influence_, rtol=1e-6)
     # 16 instances in batches of 6: two sizes, for the step and its adjoint.
     assert len(compiled.trajectory_.step._graphs._graphs) == 4
@@ -134,7 +134,7 @@ def test_random_networks_run_without_a_graph_and_one_line_says_so(quick, told):
         generator, discriminator = toy_networks()
         return generator, nn.Sequential(*discriminator[:2], nn.Dropout(0.5), discriminator[2])
 
-    plain, compiled = (toy_cleaner(make(), compile=c).fit(X) for c in (False, True))
+    plain, compiled = (toy_cleanser(make(), compile=c).fit(X) for c in (False, True))
     np.testing.assert_array_equal(compiled.influence_, plain.influence_)
     assert len(told) == 1 and "random numbers" in told[0].getMessage()
 
@@ -153,14 +153,47 @@ def lying_compiler(module, **_):
 )
 def test_a_compiler_that_fails_costs_nothing_but_time(compiler, reason, monkeypatch, told):
     monkeypatch.setattr(capture.torch, "compile", compiler)
-    plain, compiled = (toy_cleaner(compile=c).fit(X) for c in (False, True))
+    plain, compiled = (toy_cleanser(compile=c).fit(X) for c in (False, True))
     np.testing.assert_array_equal(compiled.influence_, plain.influence_)
     assert len(told) == 1 and reason in told[0].getMessage()
 
 
+def test_a_form_that_fails_leaves_the_graphs_of_others_alone(monkeypatch, told):
+    compiled = []
+
+    def failing_once(module, **_):
+        compiled.append(module)
+        if len(compiled) == 1:
+            raise OSError("this one is too hard")
+        return module
+
+    monkeypatch.setattr(capture.torch, "compile", failing_once)
+    plain, cleanser = (toy_cleanser(compile=c).fit(X) for c in (False, True))
+    np.testing.assert_allclose(cleanser.influence_, plain.influence_, rtol=1e-6)
+    # Two sizes of batches, for the step and its adjoint; what failed is not tried again.
+    graphs = list(cleanser.trajectory_.step._graphs._graphs.values())
+    assert len(graphs) == len(compiled) == 4 and [graph is None for graph in graphs] == [True, False, False, False]
+    assert len(told) == 1 and "this one is too hard" in told[0].getMessage()
+
+
+def test_objectives_of_ones_own_run_without_a_graph_and_one_line_says_so(quick, told):
+    def of_d(nets, batch, weights):
+        real = nn.functional.softplus(-nets.D(batch.x).flatten())
+        return (weights * real).mean() + nn.functional.softplus(nets.D(nets.G(batch.latents))).mean()
+
+    def of_g(nets, batch, weights):
+        return nn.functional.softplus(-nets.D(nets.G(batch.latents))).mean()
+
+    rule = OPTIMIZERS["momentum"]
+    updates = {"updates": [Update("D", of_d, rule), Update("G", of_g, rule)], "optimizer": None}
+    plain, compiled = (toy_cleanser(**updates, compile=c).fit(X) for c in (False, True))
+    np.testing.assert_array_equal(compiled.influence_, plain.influence_)
+    assert len(told) == 1 and "objectives of one's own" in told[0].getMessage()
+
+
 def test_too_many_forms_of_a_step_run_without_a_graph(quick, monkeypatch, told):
     monkeypatch.setattr(capture, "MAX_GRAPHS", 1)
-    plain, compiled = (toy_cleaner(compile=c).fit(X) for c in (False, True))
+    plain, compiled = (toy_cleanser(compile=c).fit(X) for c in (False, True))
     np.testing.assert_allclose(compiled.influence_, plain.influence_, rtol=1e-6)
     assert len(told) == 1 and "1 graphs already" in told[0].getMessage()
 
@@ -173,9 +206,9 @@ def test_compilation_is_a_parameter_of_the_trainer():
 @pytest.mark.parametrize("derivative", ["secant", "exact"])
 def test_metrics_traced_at_once_are_traced_as_one_by_one(derivative):
     metrics = {"fid": FID(n_samples=60), "mean": SampleMean(), "more": FID(n_samples=40)}
-    together = toy_cleaner(metric=metrics, select="fid", backend=ITD(derivative=derivative)).fit(X)
+    together = toy_cleanser(metric=metrics, select="fid", backend=ITD(derivative=derivative)).fit(X)
     for name, metric in metrics.items():
-        alone = toy_cleaner(metric=metric, backend=ITD(derivative=derivative)).fit(X)
+        alone = toy_cleanser(metric=metric, backend=ITD(derivative=derivative)).fit(X)
         np.testing.assert_allclose(together.influences_[name], alone.influence_, rtol=1e-7, atol=1e-12)
 
 

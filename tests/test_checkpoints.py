@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ganclean.training.checkpoints import IN_USE, MOST_RECOMPUTATIONS, plan_checkpoints, slots_for, stride
+from ganclean.runs.checkpoints import IN_USE, MOST_RECOMPUTATIONS, plan_checkpoints, slots_for, stride
 
 RUNS = {
     "n_steps": st.integers(1, 300),

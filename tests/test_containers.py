@@ -7,7 +7,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from ganclean import GANInfluence, GANTrainer
 from ganclean.metrics import FID, InceptionScore
 from ganclean.networks import ConvGenerator, ImageClassifier
-from tests.toy_gans import toy_cleaner, toy_data
+from tests.toy_gans import toy_cleanser, toy_data
 
 IMAGES = np.tanh(np.random.default_rng(1).normal(size=(20, 1, 8, 8))).astype(np.float32)
 
@@ -35,48 +35,50 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
-def test_any_container_gives_the_same_influences_and_comes_back_as_it_was(container, X, cleaner):
+def test_any_container_gives_the_same_influences_and_comes_back_as_it_was(container, X, cleanser):
     data = container(X)
-    other = toy_cleaner().fit(data)
-    assert np.array_equal(other.influence_, cleaner.influence_)
+    other = toy_cleanser().fit(data)
+    assert np.array_equal(other.influence_, cleanser.influence_)
     cleaned = other.transform(data)
     if isinstance(data, Dataset):
         assert isinstance(cleaned, Subset) and cleaned.dataset is data
-        assert list(cleaned.indices) == cleaner.sample_indices_.tolist()
+        assert list(cleaned.indices) == cleanser.sample_indices_.tolist()
     else:
         assert type(cleaned) is type(data)
-        assert np.array_equal(np.asarray(cleaned), X[cleaner.support_])
+        assert np.array_equal(np.asarray(cleaned), X[cleanser.support_])
     if isinstance(data, pd.DataFrame):
         assert list(other.feature_names_in_) == ["a", "b"]
-        assert cleaned.index.tolist() == (100 + cleaner.sample_indices_).tolist()
+        assert cleaned.index.tolist() == (100 + cleanser.sample_indices_).tolist()
 
 
-def test_the_training_data_are_recognised_by_content_in_another_container(cleaner, X):
-    kept = X[cleaner.support_]
-    assert np.array_equal(cleaner.transform(X.copy()), kept)
-    assert np.array_equal(cleaner.transform(torch.from_numpy(X.copy())).numpy(), kept)
-    assert np.array_equal(cleaner.transform(pd.DataFrame(X)).to_numpy(), kept)
+def test_the_training_data_are_recognised_by_content_in_another_container(cleanser, X):
+    kept = X[cleanser.support_]
+    assert np.array_equal(cleanser.transform(X.copy()), kept)
+    assert np.array_equal(cleanser.transform(torch.from_numpy(X.copy())).numpy(), kept)
+    assert np.array_equal(cleanser.transform(pd.DataFrame(X)).to_numpy(), kept)
 
 
-def test_other_data_lose_what_scores_above_the_threshold(cleaner, X):
+def test_other_data_lose_what_scores_above_the_threshold(cleanser, X):
     new = np.random.default_rng(5).normal(size=(300, 2))
-    scores = cleaner.score_samples(new)
-    expected = new[scores <= cleaner.threshold_]
+    scores = cleanser.score_samples(new)
+    expected = new[scores <= cleanser.threshold_]
     assert scores.shape == (300,) and scores.dtype == np.float64
     assert 0 < len(expected) < 300
-    assert np.array_equal(cleaner.transform(new), expected)
-    assert torch.equal(cleaner.transform(torch.from_numpy(new)), torch.from_numpy(expected))
+    assert np.array_equal(cleanser.transform(new), expected)
+    assert torch.equal(cleanser.transform(torch.from_numpy(new)), torch.from_numpy(expected))
     shuffled = X[::-1].copy()
-    assert np.array_equal(cleaner.transform(shuffled), shuffled[cleaner.score_samples(shuffled) <= cleaner.threshold_])
+    assert np.array_equal(
+        cleanser.transform(shuffled), shuffled[cleanser.score_samples(shuffled) <= cleanser.threshold_]
+    )
 
 
-def test_scores_of_new_data_do_not_depend_on_their_company_or_container(cleaner):
+def test_scores_of_new_data_do_not_depend_on_their_company_or_container(cleanser):
     new = np.random.default_rng(5).normal(size=(9, 2))
-    scores = cleaner.score_samples(new)
+    scores = cleanser.score_samples(new)
     for container in CONTAINERS.values():
-        np.testing.assert_allclose(cleaner.score_samples(container(new[4:5])), scores[4:5], rtol=1e-9)
-    np.testing.assert_allclose(cleaner.score_samples(Items(new)), scores, rtol=1e-12)
-    np.testing.assert_allclose(cleaner.score_samples(torch.from_numpy(new)), scores, rtol=1e-12)
+        np.testing.assert_allclose(cleanser.score_samples(container(new[4:5])), scores[4:5], rtol=1e-9)
+    np.testing.assert_allclose(cleanser.score_samples(Items(new)), scores, rtol=1e-12)
+    np.testing.assert_allclose(cleanser.score_samples(torch.from_numpy(new)), scores, rtol=1e-12)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -85,23 +87,23 @@ def test_data_that_are_not_finite_are_refused(container, value):
     X = toy_data()
     X[5, 1] = value
     with pytest.raises(ValueError, match=r"(?i)input X contains (NaN|infinity)"):
-        toy_cleaner().fit(container(X))
+        toy_cleanser().fit(container(X))
 
 
 def test_a_reference_that_is_not_finite_is_refused(X):
     bad = np.full((4, 2), np.nan)
     for reference in (bad, torch.from_numpy(bad), TensorDataset(torch.from_numpy(bad))):
         with pytest.raises(ValueError, match=r"(?i)contains (NaN|infinity)"):
-            toy_cleaner().fit(X, X_val=reference)
+            toy_cleanser().fit(X, X_val=reference)
 
 
-def test_new_data_that_are_not_finite_are_refused(cleaner):
+def test_new_data_that_are_not_finite_are_refused(cleanser):
     bad = np.full((4, 2), np.nan)
     for new in (bad, torch.from_numpy(bad), TensorDataset(torch.from_numpy(bad))):
         with pytest.raises(ValueError, match=r"(?i)contains (NaN|infinity)"):
-            cleaner.score_samples(new)
+            cleanser.score_samples(new)
         with pytest.raises(ValueError, match=r"(?i)contains (NaN|infinity)"):
-            cleaner.transform(new)
+            cleanser.transform(new)
 
 
 class Stream(IterableDataset):
@@ -124,24 +126,24 @@ class Stream(IterableDataset):
 )
 def test_data_that_cannot_be_trained_on_are_refused(data, message):
     with pytest.raises(ValueError, match=message):
-        toy_cleaner().fit(data)
+        toy_cleanser().fit(data)
 
 
 @pytest.mark.parametrize("container", [np.asarray, torch.from_numpy, lambda x: TensorDataset(torch.from_numpy(x))])
-def test_instances_of_another_shape_are_refused_after_fit(container, cleaner):
+def test_instances_of_another_shape_are_refused_after_fit(container, cleanser):
     other = container(np.zeros((4, 3)))
-    for call in (cleaner.score_samples, cleaner.transform, cleaner.score):
+    for call in (cleanser.score_samples, cleanser.transform, cleanser.score):
         with pytest.raises(ValueError, match=r"3 features, but GANInfluence is expecting 2|shape \(3,\), but fit was"):
             call(other)
 
 
 def test_a_reference_of_another_shape_is_refused(X):
     with pytest.raises(ValueError, match=r"3 features, but GANInfluence is expecting 2|shape \(3,\), but fit was"):
-        toy_cleaner().fit(X, X_val=np.zeros((4, 3)))
+        toy_cleanser().fit(X, X_val=np.zeros((4, 3)))
 
 
 @pytest.fixture(scope="module")
-def image_cleaner():
+def image_cleanser():
     torch.manual_seed(0)
     classifier = ImageClassifier((1, 8, 8), n_classes=4)
     trainer = GANTrainer(n_epochs=2, batch_size=10, ema_decay=0.9)
@@ -149,38 +151,38 @@ def image_cleaner():
     return GANInfluence(trainer=trainer, metric=metric, n_remove=0.2, random_state=0).fit(IMAGES)
 
 
-def test_images_are_cleansed_in_their_shape(image_cleaner):
-    assert isinstance(image_cleaner.generator_, ConvGenerator)
-    assert image_cleaner.transform(IMAGES).shape == (16, 1, 8, 8)
-    assert image_cleaner.transform(IMAGES).dtype == np.float32
-    assert image_cleaner.transform(torch.from_numpy(IMAGES)).shape == (16, 1, 8, 8)
-    assert image_cleaner.score_samples(IMAGES[:3]).shape == (3,)
-    assert image_cleaner.sample(2)[0].shape == (2, 1, 8, 8)
-    assert image_cleaner.n_features_in_ == 64
-    assert all(np.isfinite(influence).all() for influence in image_cleaner.influences_.values())
+def test_images_are_cleansed_in_their_shape(image_cleanser):
+    assert isinstance(image_cleanser.generator_, ConvGenerator)
+    assert image_cleanser.transform(IMAGES).shape == (16, 1, 8, 8)
+    assert image_cleanser.transform(IMAGES).dtype == np.float32
+    assert image_cleanser.transform(torch.from_numpy(IMAGES)).shape == (16, 1, 8, 8)
+    assert image_cleanser.score_samples(IMAGES[:3]).shape == (3,)
+    assert image_cleanser.sample(2)[0].shape == (2, 1, 8, 8)
+    assert image_cleanser.n_features_in_ == 64
+    assert all(np.isfinite(influence).all() for influence in image_cleanser.influences_.values())
 
 
-def test_images_of_another_size_are_refused_after_fit(image_cleaner):
+def test_images_of_another_size_are_refused_after_fit(image_cleanser):
     for other in (np.zeros((4, 1, 8, 4)), np.zeros((4, 3, 8, 8)), torch.zeros(4, 1, 4, 4)):
         with pytest.raises(ValueError, match=r"X has instances of shape .*, but fit was called with shape \(1, 8, 8\)"):
-            image_cleaner.score_samples(other)
+            image_cleanser.score_samples(other)
 
 
-def test_flattened_images_are_not_taken_for_the_images(image_cleaner):
+def test_flattened_images_are_not_taken_for_the_images(image_cleanser):
     with pytest.raises(ValueError, match=r"shape \(64,\), but fit was called with shape \(1, 8, 8\)"):
-        image_cleaner.transform(IMAGES.reshape(20, 64))
+        image_cleanser.transform(IMAGES.reshape(20, 64))
 
 
 @pytest.mark.parametrize("second", [torch.from_numpy, lambda X: TensorDataset(torch.from_numpy(X)), np.asarray])
 def test_fitting_again_forgets_the_names_of_the_features(second, X):
-    cleaner = toy_cleaner(n_epochs=1).fit(pd.DataFrame(X, columns=["a", "b"])).fit(second(X.copy()))
-    assert not hasattr(cleaner, "feature_names_in_")
+    cleanser = toy_cleanser(n_epochs=1).fit(pd.DataFrame(X, columns=["a", "b"])).fit(second(X.copy()))
+    assert not hasattr(cleanser, "feature_names_in_")
 
 
 def test_fitting_images_after_vectors_forgets_the_vectors(X):
     trainer = GANTrainer(n_epochs=1, batch_size=10)
-    cleaner = GANInfluence(trainer=trainer, metric=FID("pixels", n_samples=20), random_state=0)
-    cleaner.fit(pd.DataFrame(X, columns=["a", "b"])).fit(IMAGES)
-    assert cleaner.transform(IMAGES).shape == (19, 1, 8, 8)
-    assert cleaner.n_features_in_ == 64
-    assert not hasattr(cleaner, "feature_names_in_")
+    cleanser = GANInfluence(trainer=trainer, metric=FID("pixels", n_samples=20), random_state=0)
+    cleanser.fit(pd.DataFrame(X, columns=["a", "b"])).fit(IMAGES)
+    assert cleanser.transform(IMAGES).shape == (19, 1, 8, 8)
+    assert cleanser.n_features_in_ == 64
+    assert not hasattr(cleanser, "feature_names_in_")

@@ -10,25 +10,25 @@ from sklearn.ensemble import IsolationForest
 
 from ganclean.backends import ITD
 from ganclean.metrics import FID, PRDC, AverageLogLikelihood, DiscriminatorLoss, SampleMean
-from ganclean.training.replay import retrained_states
+from ganclean.runs.replay import retrained_states
 from ganclean.validation import CleansingCurve, cleansing_curve, paired_comparison
 from ganclean.validation.selectors import SELECTORS, resolve_selector
 from ganclean.validation.significance import corrected
-from tests.toy_gans import toy_cleaner, toy_data
+from tests.toy_gans import toy_cleanser, toy_data
 
 X_TEST = toy_data(60)[30:]
 ALL = tuple(SELECTORS)
 
 
-def backwards(cleaner, seed):
-    return -np.arange(len(cleaner.influence_), dtype=np.float64)
+def backwards(cleanser, seed):
+    return -np.arange(len(cleanser.influence_), dtype=np.float64)
 
 
 @pytest.fixture(scope="module")
 def fitted():
     X = toy_data(30)
     metrics = {"fid": FID(n_samples=60), "ll": AverageLogLikelihood(n_samples=60)}
-    return toy_cleaner(metric=metrics, n_epochs=2, backend=ITD(last_epochs=1)).fit(X, X_val=toy_data(90)[60:])
+    return toy_cleanser(metric=metrics, n_epochs=2, backend=ITD(last_epochs=1)).fit(X, X_val=toy_data(90)[60:])
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +49,18 @@ def test_every_metric_selector_seed_and_rate_has_a_value(curve):
     assert sorted(curve.generators) == sorted(["none", *curve.selectors])
 
 
-def test_the_first_seed_is_the_cleaners_own_run_retrained_without_the_selected(curve, fitted):
+def test_the_first_seed_is_the_cleansers_own_run_retrained_without_the_selected(curve, fitted):
     worst = np.argsort(-fitted.harmfulness_, kind="stable")
     removals = [[], worst[:3], worst[:9], range(3), range(9)]
     states = retrained_states(fitted.trajectory_, removals, 1, renormalize=True)
     seed = int(np.random.RandomState(0).randint(2**31, size=3)[0])
     for name, metric in (("fid", FID(n_samples=60)), ("coverage", PRDC("pixels", n_samples=50))):
-        evaluator, metric = fitted._evaluator(60, seed), metric.fit(X_TEST)
+        evaluator, metric = fitted.evaluator(60, seed), metric.fit(X_TEST)
         expected = [evaluator.value(metric, state) for state in states]
         np.testing.assert_allclose(curve.baseline[name][0], expected[0], rtol=1e-9)
         np.testing.assert_allclose(curve.values[name]["influence"][0], expected[1:3], rtol=1e-9)
         np.testing.assert_allclose(curve.values[name]["first rows"][0], expected[3:], rtol=1e-9)
-    evaluator = fitted._evaluator(60, seed + 1)
+    evaluator = fitted.evaluator(60, seed + 1)
     expected = [evaluator.value(fitted.metric_, state) for state in states]
     np.testing.assert_allclose(curve.validation_baseline[0], expected[0], rtol=1e-9)
     np.testing.assert_allclose(curve.validation["influence"][0], expected[1:3], rtol=1e-9)
@@ -158,7 +158,7 @@ def test_the_baselines_are_what_they_are_named_for(fitted):
     centred = features - features.mean(axis=0)
     order = np.argsort(SELECTORS["density"](fitted, 0))
     assert np.linalg.norm(centred[order[-3:]], axis=1).min() > np.linalg.norm(centred[order[:3]], axis=1).max()
-    loss = toy_cleaner(metric=DiscriminatorLoss(), n_epochs=2, backend=ITD(last_epochs=1)).fit(
+    loss = toy_cleanser(metric=DiscriminatorLoss(), n_epochs=2, backend=ITD(last_epochs=1)).fit(
         X, X_val=toy_data(90)[60:]
     )
     np.testing.assert_allclose(SELECTORS["discriminator_loss"](fitted, 0), loss.harmfulness_, rtol=1e-6, atol=1e-12)
@@ -169,8 +169,8 @@ def test_the_baselines_are_what_they_are_named_for(fitted):
 
 def test_a_metric_without_features_has_its_baselines_in_the_data():
     X = toy_data(12)
-    cleaner = toy_cleaner(metric=DiscriminatorLoss(), n_epochs=1).fit(X)
-    assert SELECTORS["density"](cleaner, 0).shape == (12,)
+    cleanser = toy_cleanser(metric=DiscriminatorLoss(), n_epochs=1).fit(X)
+    assert SELECTORS["density"](cleanser, 0).shape == (12,)
 
 
 @pytest.mark.parametrize("selectors", [["influenc"], ["influence:kid"], []])
@@ -189,17 +189,17 @@ def test_rates_are_fractions(rates, fitted):
 def test_shuffled_influence_is_found_to_help_in_at_most_one_of_twenty_trials():
     """The whole machinery on scores that mean nothing: real trainings, real removals, real tests."""
     X = toy_data(60)
-    cleaner = toy_cleaner(metric=SampleMean(n_samples=60), n_epochs=1, batch_size=10).fit(X)
+    cleanser = toy_cleanser(metric=SampleMean(n_samples=60), n_epochs=1, batch_size=10).fit(X)
     n_trials, n_seeds, rates = 200, 5, [0.1, 0.2, 0.3]
 
     def shuffled(trial):
-        def selector(cleaner, seed):
-            return np.random.default_rng([trial, seed]).permutation(cleaner.harmfulness_)
+        def selector(cleanser, seed):
+            return np.random.default_rng([trial, seed]).permutation(cleanser.harmfulness_)
 
         return selector
 
     curve = cleansing_curve(
-        cleaner,
+        cleanser,
         toy_data(90)[60:],
         rates,
         selectors={f"shuffled {trial}": shuffled(trial) for trial in range(n_trials)} | {"random": "random"},

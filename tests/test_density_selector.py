@@ -28,7 +28,7 @@ from ganclean.metrics import PRDC
 from ganclean.valuation import DensitySelector
 from tests.reference.density import distance_to_neighbour, gaussian_log_density
 from tests.test_sklearn_contract import DROPS_ROWS, KEEPS_CONTAINERS
-from tests.toy_gans import toy_cleaner, toy_data
+from tests.toy_gans import toy_cleanser, toy_data
 
 DENSITIES = ["gaussian", "ppca", "knn"]
 
@@ -262,12 +262,12 @@ def test_a_cleansed_estimator_is_fitted_on_the_dense_half_of_each_class(labelled
 
 def test_it_selects_what_a_gan_is_trained_on_and_influence_goes_on_from_there():
     X = toy_data(40)
-    pipeline = make_resampling_pipeline(DensitySelector(0.5), toy_cleaner(n_remove=4)).fit(X)
-    selector, cleaner = pipeline
-    alone = toy_cleaner(n_remove=4).fit(DensitySelector(0.5).fit(X).transform(X))
-    assert len(cleaner.influence_) == 20 and cleaner.support_.sum() == 16
-    assert np.array_equal(cleaner.influence_, alone.influence_)
-    assert cleaner.transform(selector.transform(X)).shape == (16, 2)
+    pipeline = make_resampling_pipeline(DensitySelector(0.5), toy_cleanser(n_remove=4)).fit(X)
+    selector, cleanser = pipeline
+    alone = toy_cleanser(n_remove=4).fit(DensitySelector(0.5).fit(X).transform(X))
+    assert len(cleanser.influence_) == 20 and cleanser.support_.sum() == 16
+    assert np.array_equal(cleanser.influence_, alone.influence_)
+    assert cleanser.transform(selector.transform(X)).shape == (16, 2)
 
 
 @pytest.mark.parametrize(

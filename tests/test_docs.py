@@ -49,6 +49,7 @@ MODULES = [
     "ganclean.networks",
     "ganclean.optim",
     "ganclean.plotting",
+    "ganclean.recipes",
     "ganclean.redaction",
     "ganclean.reporting",
     "ganclean.validation",
@@ -78,7 +79,7 @@ def stand_ins() -> dict:
     def is_bright(samples):
         return np.asarray(samples).mean(axis=(1, 2, 3)) > -0.45
 
-    cleaner = GANInfluence(G, D, trainer=trainer, metric=FID(features), backend=ITD(), random_state=0)
+    cleanser = GANInfluence(G, D, trainer=trainer, metric=FID(features), backend=ITD(), random_state=0)
     return {
         "G": G,
         "D": D,
@@ -88,7 +89,7 @@ def stand_ins() -> dict:
         "opt_d": opt_d,
         "own_update": own_update,
         "trainer": trainer,
-        "cleaner": cleaner.fit(X[:96], X_val=X[96:176]),
+        "cleanser": cleanser.fit(X[:96], X_val=X[96:176]),
         "my_features": features,
         "my_classifier": train_classifier(X[:96], y[:96]),
         "is_valid": is_bright,

@@ -11,20 +11,21 @@ from sklearn.base import clone
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
-from ganclean import GANTrainer
+from ganclean import GANTrainer, Update
 from ganclean.backends import AID
 from ganclean.backends.ekfac import CurvatureInverse, GameInverse
 from ganclean.backends.game import Game, draw_chunks
 from ganclean.backends.solvers import Settings, solve
 from ganclean.data import DataSource
+from ganclean.dynamics.network import Call, Network
+from ganclean.dynamics.state import ravel, unravel
 from ganclean.exceptions import MissingExtraError
 from ganclean.losses import LOSSES
 from ganclean.metrics import SampleMean
 from ganclean.optim import SGD
-from ganclean.training.network import Network
-from ganclean.training.state import ravel, unravel
+from ganclean.recipes.adversarial import adversarial_loss, gan
 
-from .toy_gans import toy_cleaner, toy_data, toy_networks
+from .toy_gans import toy_cleanser, toy_data, toy_networks
 
 pytest.importorskip("curvlinops")
 
@@ -33,18 +34,18 @@ def game_of(generator, discriminator, X=None, latent_dim=3, batch_size=6, **sett
     source = DataSource(torch.from_numpy(toy_data()) if X is None else X)
     trainer = GANTrainer(latent_dim=latent_dim, batch_size=batch_size, **settings)
     step = trainer.make_step(generator, discriminator)
-    return Game(step, step.initial_state(), source, draw_chunks(len(source), batch_size))
+    return Game(step, step.initial_state(), source, draw_chunks(step, len(source), batch_size))
 
 
 def gauss_newton(game, player):
     """The matrix itself: Jacobian of the discriminator's outputs, |ℓ''| between."""
     step, state = game.step, game.state
-    theta = getattr(state, player)
+    theta, loss = state.params[player], adversarial_loss(step.updates)
     total, n = 0.0, len(game.source)
 
     def outputs(flat, samples, latents):
         params = unravel(flat, theta)
-        if player == "generator":
+        if player == "G":
             samples = functional_call(step.generator, params, latents)
             params = state.discriminator
         return functional_call(step.discriminator, params, samples).flatten()
@@ -52,15 +53,15 @@ def gauss_newton(game, player):
     for record in game.records:
         record = step.drawn(record, game.source)
         fake = functional_call(step.generator, state.generator, record.latents_d)
-        if player == "generator":
-            parts = [(None, record.latents_g, step.loss.generator)]
+        if player == "G":
+            parts = [(None, record.latents_g, loss.generator)]
         else:
-            parts = [(game.source[record.indices], None, step.loss.real), (fake, None, step.loss.fake)]
-        for samples, latents, loss in parts:
+            parts = [(game.source[record.indices], None, loss.real), (fake, None, loss.fake)]
+        for samples, latents, term in parts:
             output = outputs(ravel(theta), samples, latents)
-            bend = hessian(lambda o, loss=loss: loss(o).sum())(output).diagonal().abs()
+            bend = hessian(lambda o, term=term: term(o).sum())(output).diagonal().abs()
             if not bend.any():
-                bend = jacrev(lambda o, loss=loss: loss(o).sum())(output).square()
+                bend = jacrev(lambda o, term=term: term(o).sum())(output).square()
             rows = jacrev(outputs)(ravel(theta), samples, latents)
             total = total + rows.T @ (bend[:, None] * rows) / n
     return total.detach()
@@ -76,7 +77,7 @@ def affine_pair():
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_inverse_of_a_single_layer_is_exact_in_the_eigenbasis(loss):
     game = game_of(*affine_pair(), loss=loss)
-    for player in ("generator", "discriminator"):
+    for player in ("G", "D"):
         matrix = gauss_newton(game, player)
         block = GameInverse(game, damping=0.3).blocks[player]
         inverse = torch.stack([block(column) for column in torch.eye(len(matrix)).double()])
@@ -97,7 +98,7 @@ def test_curvature_of_deep_linear_network_on_one_sample_is_exact_by_layer():
     network = Network(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 1)).double())
     theta = {name: p.detach() for name, p in network.module.named_parameters()}
     x = torch.randn(1, 3).double()
-    block = CurvatureInverse(network, theta, [lambda t: network(t, {}, (x,), 0)[0].flatten()], damping=0.5)
+    block = CurvatureInverse(network, theta, [lambda t: network(t, {}, Call((x,)))[0].flatten()], damping=0.5)
     assert block.by_layers == list(theta) and not block.by_diagonal
     slope = ravel(jacrev(lambda t: functional_call(network.module, t, x).sum())(theta))
     sizes = [16, 10, 3]
@@ -115,10 +116,10 @@ def test_strong_damping_leaves_a_multiple_of_the_identity_and_the_sweep_is_trian
     inverse = GameInverse(game, damping=0.5)
     u_g, u_d = inverse(v).split(game.sizes)
     v_g, v_d = v.split(game.sizes)
-    torch.testing.assert_close(u_g, inverse.blocks["generator"](v_g))
-    torch.testing.assert_close(u_d, inverse.blocks["discriminator"](v_d - game.cross("generator", u_g)))
+    torch.testing.assert_close(u_g, inverse.blocks["G"](v_g))
+    torch.testing.assert_close(u_d, inverse.blocks["D"](v_d - game.products("G", u_g)["D"]))
     uncoupled = GameInverse(game, damping=0.5, coupled=False)(v)
-    torch.testing.assert_close(uncoupled[game.sizes[0] :], inverse.blocks["discriminator"](v_d))
+    torch.testing.assert_close(uncoupled[game.sizes[0] :], inverse.blocks["D"](v_d))
 
 
 def test_weight_decay_is_part_of_the_curvature():
@@ -141,13 +142,14 @@ def test_solution_is_that_of_the_explicit_system(solver):
 
 @pytest.fixture(scope="module")
 def trained():
-    cleaner = toy_cleaner(
+    cleanser = toy_cleanser(
         metric=SampleMean(n_samples=100),
         backend=AID(damping=0.05, tol=1e-6),
         n_epochs=150,
         optimizer=SGD(lr=0.1, weight_decay=1e-3),
     )
-    return cleaner.fit(toy_data(40))
+    # A run whose game has no negative curvature of the size of the damping.
+    return cleanser.set_params(random_state=1).fit(toy_data(40))
 
 
 def test_few_products_rank_instances_as_gmres_does_when_it_has_converged(trained):
@@ -159,14 +161,14 @@ def test_few_products_rank_instances_as_gmres_does_when_it_has_converged(trained
 
 def test_converged_influence_is_that_of_gmres_and_the_residual_is_reported(trained):
     backend = AID(solver="ekfac", damping=0.05, tol=1e-5)
-    cleaner = clone(trained).set_params(backend=backend)
-    assert cleaner.get_params()["backend__solver"] == "ekfac"
-    cleaner.fit(toy_data(40), trajectory=trained.trajectory_)
-    info = cleaner.backend_.solver_info_["SampleMean"]
+    cleanser = clone(trained).set_params(backend=backend)
+    assert cleanser.get_params()["backend__solver"] == "ekfac"
+    cleanser.fit(toy_data(40), trajectory=trained.trajectory_)
+    info = cleanser.backend_.solver_info_["SampleMean"]
     assert info["converged"] and info["damped_residual"] < 1e-5 < info["residual"] and info["iterations"] > 1
-    np.testing.assert_allclose(cleaner.influence_, trained.influence_, rtol=1e-2, atol=1e-4)
-    scores = cleaner.score_samples(toy_data(40)) * (1 if cleaner.metric_.greater_is_better else -1)
-    np.testing.assert_allclose(np.abs(scores), np.abs(cleaner.influence_), rtol=1e-6)
+    np.testing.assert_allclose(cleanser.influence_, trained.influence_, rtol=1e-2, atol=1e-4)
+    scores = cleanser.score_samples(toy_data(40)) * (1 if cleanser.metric_.greater_is_better else -1)
+    np.testing.assert_allclose(np.abs(scores), np.abs(cleanser.influence_), rtol=1e-6)
 
 
 class LowRank(nn.Module):
@@ -197,10 +199,10 @@ def test_low_rank_corrections_alone_are_solved_for():
     for player, block in inverse.blocks.items():
         names = ["0.down.weight", "0.up.weight", "2.down.weight", "2.up.weight"]
         assert block.by_layers == names and not block.by_diagonal, player
-    cleaner = toy_cleaner(
+    cleanser = toy_cleanser(
         low_rank_networks(), metric=SampleMean(n_samples=60), backend=AID(solver="ekfac", damping=1.0)
     ).fit(toy_data())
-    assert cleaner.backend_.solver_info_["SampleMean"]["converged"] and np.ptp(cleaner.influence_) > 0
+    assert cleanser.backend_.solver_info_["SampleMean"]["converged"] and np.ptp(cleanser.influence_) > 0
 
 
 class Twice(nn.Module):
@@ -236,8 +238,8 @@ def test_layers_that_are_not_supported_have_a_diagonal_block():
     X = torch.randn(12, 1, 4, 4).double()
     game = game_of(generator, discriminator, X)
     inverse = GameInverse(game, damping=0.1)
-    assert inverse.blocks["generator"].by_layers == ["0.out.weight", "0.out.bias", "4.weight", "4.bias"]
-    assert inverse.blocks["discriminator"].by_layers == ["0.weight", "0.bias", "7.weight", "7.bias"]
+    assert inverse.blocks["G"].by_layers == ["0.out.weight", "0.out.bias", "4.weight", "4.bias"]
+    assert inverse.blocks["D"].by_layers == ["0.weight", "0.bias", "7.weight", "7.bias"]
     b = torch.randn(sum(game.sizes)).double()
     settings = Settings(damping=3.0, max_iter=30)
     u, info = solve("ekfac", game, b, settings)
@@ -254,7 +256,7 @@ def test_diagonal_is_that_of_the_matrix():
     def outputs(params, rows=slice(None)):
         return functional_call(network.module, params, x[rows]).flatten()
 
-    chunks = [lambda t, i=i: network(t, {}, (x[i : i + 2],), 0)[0].flatten() for i in range(0, 40, 2)]
+    chunks = [lambda t, i=i: network(t, {}, Call((x[i : i + 2],)))[0].flatten() for i in range(0, 40, 2)]
     block = CurvatureInverse(network, theta, chunks, damping=1e-6)
     true = ravel({name: rows.square().sum(0) for name, rows in jacrev(outputs)(theta).items()}).detach()
     estimate = 1 / block(torch.ones(8).double())
@@ -264,6 +266,24 @@ def test_diagonal_is_that_of_the_matrix():
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "curvlinops", None)
-    cleaner = toy_cleaner(metric=SampleMean(n_samples=60), backend=AID(solver="ekfac"))
+    cleanser = toy_cleanser(metric=SampleMean(n_samples=60), backend=AID(solver="ekfac"))
     with pytest.raises(MissingExtraError, match=r"curvlinops-for-pytorch.*ganclean\[ekfac\]"):
-        cleaner.fit(toy_data())
+        cleanser.fit(toy_data())
+
+
+def test_an_update_that_is_seldom_due_has_as_little_curvature():
+    networks = toy_networks()
+    rare, always = game_of(*networks, n_critic=2), game_of(*networks)
+    v = torch.randn(always.sizes[0]).double()
+    rare, always = GameInverse(rare, damping=0.1), GameInverse(always, damping=0.2)
+    torch.testing.assert_close(rare.blocks["G"](v), 2 * always.blocks["G"](v), rtol=1e-6, atol=1e-9)
+
+
+def test_other_objectives_are_refused_before_training():
+    def own(nets, batch, weights):
+        return (weights * nets.D(batch.x).flatten()).mean() - nets.D(nets.G(batch.latents)).mean()
+
+    updates = [Update("D", own, SGD()), *gan()[1:]]
+    cleanser = toy_cleanser(updates=updates, optimizer=None, backend=AID(solver="ekfac"))
+    with pytest.raises(ValueError, match=r"the update 'D' has an objective of its own. Choose solver='gmres'"):
+        cleanser.fit(toy_data())

@@ -7,7 +7,7 @@ from torch import nn
 from ganclean.backends import ITD
 from ganclean.metrics import FID, KID, AverageLogLikelihood, DiscriminatorLoss, InceptionScore, SampleMean
 from tests.reference.finite_differences import finite_difference_influences, largest_error
-from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data
+from tests.toy_gans import OPTIMIZERS, toy_cleanser, toy_data
 
 SCHEMES = [(ITD(derivative="exact"), 1e-5), (ITD(derivative="secant", delta=1e-4), 1e-3)]
 
@@ -31,7 +31,7 @@ def test_influence_is_the_derivative_in_the_weights(optimizer, update):
     X, expected = toy_data(), None
     for backend, tolerance in SCHEMES:
         settings = {"optimizer": OPTIMIZERS[optimizer], "update": update, "n_epochs": 5}
-        cleaner = toy_cleaner(metric=metrics(), backend=backend, **settings).fit(X, X_val=X[:12] + 0.1)
-        expected = expected or finite_difference_influences(cleaner, torch.from_numpy(X))
-        for name, influence in cleaner.influences_.items():
+        cleanser = toy_cleanser(metric=metrics(), backend=backend, **settings).fit(X, X_val=X[:12] + 0.1)
+        expected = expected or finite_difference_influences(cleanser, torch.from_numpy(X))
+        for name, influence in cleanser.influences_.items():
             assert largest_error({name: influence}, {name: expected[name]}) < tolerance, (backend, name)

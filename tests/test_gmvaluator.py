@@ -28,7 +28,7 @@ from ganclean.exceptions import NonFiniteError
 from ganclean.valuation import GMValuator
 from tests.reference import gmvaluator as reference
 from tests.toy_clouds import IMAGES, SAMPLES, TRAIN, UNSEEN
-from tests.toy_gans import toy_cleaner
+from tests.toy_gans import toy_cleanser
 
 
 def points_on_a_grid(n_min=4, n_max=14):
@@ -257,12 +257,12 @@ def test_a_conditional_generator_is_given_labels_of_the_training_data(as_dataset
     assert (valuator.samples_.mean(dim=1) - valuator.sample_labels_).abs().max() < 0.5
 
 
-def test_a_fitted_cleaner_is_valued_by_its_samples(X, cleaner):
-    valuator = GMValuator(cleaner, k=3, n_generated=50).fit(X)
-    direct = GMValuator(k=3).fit(X, X_gen=cleaner.sample(50)[0])
+def test_a_fitted_cleanser_is_valued_by_its_samples(X, cleanser):
+    valuator = GMValuator(cleanser, k=3, n_generated=50).fit(X)
+    direct = GMValuator(k=3).fit(X, X_gen=cleanser.sample(50)[0])
     np.testing.assert_array_equal(valuator.values_, direct.values_)
-    assert valuator.generator_ is cleaner
-    kept = clone(GMValuator(FrozenEstimator(cleaner), k=3, n_generated=50)).fit(X)
+    assert valuator.generator_ is cleanser
+    kept = clone(GMValuator(FrozenEstimator(cleanser), k=3, n_generated=50)).fit(X)
     np.testing.assert_array_equal(kept.values_, direct.values_)
 
 
@@ -274,7 +274,7 @@ def test_an_estimator_that_is_not_fitted_is_fitted_on_the_training_data(X):
     np.testing.assert_array_equal(valuator.sample_labels_, components)
     assert not hasattr(mixture, "means_")
     assert GMValuator(KernelDensity(), n_generated=7).fit(TRAIN).samples_.shape == (7, 3)
-    assert len(GMValuator(toy_cleaner(n_epochs=1)).fit(X).generator_.influence_) == len(X)
+    assert len(GMValuator(toy_cleanser(n_epochs=1)).fit(X).generator_.influence_) == len(X)
 
 
 def test_reference_data_can_give_the_credit():

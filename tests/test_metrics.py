@@ -196,7 +196,7 @@ def evaluator_and_state(chunk_size=500, n=23, **settings):
     step = toy_trainer(**settings).make_step(*toy_networks())
     state = step.initial_state()
     if settings.get("ema_decay"):
-        state = state._replace(average={name: 1.1 * p for name, p in state.average.items()})
+        state = state._replace(averages={"G": {name: 1.1 * p for name, p in state.average.items()}})
     return Evaluator(step, normal(n, 3, seed=5), chunk_size), state
 
 
@@ -219,7 +219,7 @@ def test_the_two_pass_gradient_equals_a_single_pass_for_any_chunk_size(name, ema
     evaluator, state = evaluator_and_state(chunk_size, ema_decay=ema_decay)
     value, gradient = evaluator.gradient(name, metric, state)
 
-    params = {n: p.clone().requires_grad_() for n, p in state.evaluated.items()}
+    params = {n: p.clone().requires_grad_() for n, p in state.evaluated["G"].items()}
     rival = {n: p.clone().requires_grad_() for n, p in state.discriminator.items()}
     samples = functional_call(evaluator.step.generator, params, (evaluator.latents[: metric.sample_size],))
     judge = [lambda x: functional_call(evaluator.step.discriminator, rival, (x,)).flatten()]

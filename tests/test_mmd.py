@@ -10,7 +10,7 @@ from ganclean.exceptions import MetricError
 from ganclean.metrics import MMD
 from ganclean.metrics.kernel import median_distance
 from tests.reference.mmd import brute_force_median_distance, brute_force_mmd
-from tests.toy_gans import toy_cleaner
+from tests.toy_gans import toy_cleanser
 
 
 def normal(*shape, seed=0):
@@ -120,6 +120,6 @@ def test_one_instance_is_too_few():
 
 
 def test_influence_on_it_is_found_by_name(X):
-    cleaner = toy_cleaner(metric="mmd").fit(X)
-    assert isinstance(cleaner.metric_, MMD) and cleaner.metric_name_ == "mmd"
-    assert np.isfinite(cleaner.influence_).all() and cleaner.influence_.any()
+    cleanser = toy_cleanser(metric="mmd").fit(X)
+    assert isinstance(cleanser.metric_, MMD) and cleanser.metric_name_ == "mmd"
+    assert np.isfinite(cleanser.influence_).all() and cleanser.influence_.any()

@@ -10,8 +10,9 @@ from torch import nn
 from torch.func import vmap
 from torch.nn.utils import parametrizations, spectral_norm
 
+from ganclean.dynamics.network import Call, Network, copied, loaded
+from ganclean.dynamics.randomness import seeded
 from ganclean.exceptions import NetworkError
-from ganclean.training.network import Network, copied, loaded, seeded
 from ganclean.training.probe import check_purity
 
 BOTH_FORMS = [parametrizations.spectral_norm, spectral_norm]
@@ -176,7 +177,8 @@ def made(make, shape):
 
 def call(network, theta, buffers, x, seed=0):
     """One call in training mode with its power iteration."""
-    return network(theta, {**buffers, **network.iterate(theta, buffers)}, (x,), seed)
+    with seeded(seed):
+        return network(theta, {**buffers, **network.iterate(theta, buffers)}, Call((x,)))
 
 
 def assert_equal(actual, expected):
@@ -191,7 +193,7 @@ def test_outputs_and_buffers_are_those_of_the_module_call_after_call(make, shape
         with seeded(seed):
             assert_equal(output, truth.train()(x))
         assert_equal(buffers, dict(truth.named_buffers()))
-        assert_equal(network.evaluate(theta, buffers, (2 * x,)), truth.eval()(2 * x))
+        assert_equal(network.evaluate(theta, buffers, Call((2 * x,))), truth.eval()(2 * x))
         assert_equal(buffers, dict(truth.named_buffers()))
 
 
@@ -209,7 +211,7 @@ def test_the_users_module_is_left_as_it_was(make, shape):
     network = Network(module)
     theta = {name: p.detach() + 1 for name, p in module.named_parameters()}
     _, buffers = call(network, theta, network.buffers(), torch.randn(shape, dtype=torch.float64))
-    network.evaluate(theta, buffers, (torch.randn(shape, dtype=torch.float64),))
+    network.evaluate(theta, buffers, Call((torch.randn(shape, dtype=torch.float64),)))
     assert condition() == before
     assert all(torch.equal(t, values[name]) for name, t in module.state_dict().items())
 
@@ -219,7 +221,7 @@ def test_a_call_leaves_the_state_that_it_is_given_alone(make, shape):
     network, theta, buffers, _, inputs = made(make, shape)
     before = copy.deepcopy((theta, buffers))
     call(network, theta, buffers, inputs[0])
-    network.evaluate(theta, buffers, (inputs[1],))
+    network.evaluate(theta, buffers, Call((inputs[1],)))
     assert all(torch.equal(t, then[name]) for now, then in zip((theta, buffers), before) for name, t in now.items())
 
 
@@ -242,7 +244,7 @@ def directional(network, theta, buffers, x, evaluation):
     def results(theta, traced):
         everything = {**buffers, **traced}
         if evaluation:
-            return [network.evaluate(theta, everything, (x,))]
+            return [network.evaluate(theta, everything, Call((x,)))]
         output, after = call(network, theta, everything, x)
         return [output, *network.trace(after).values()]
 
@@ -298,7 +300,7 @@ def test_the_gradient_of_a_call_takes_the_spectral_vectors_for_constants_as_the_
     expected = {name: p.grad for name, p in truth.named_parameters()}
     leaves = {name: p.requires_grad_() for name, p in theta.items()}
     played = {name: t.detach() for name, t in network.iterate(leaves, buffers).items()}
-    output, _ = network(leaves, {**buffers, **played}, (inputs[0],), 0)
+    output, _ = network(leaves, {**buffers, **played}, Call((inputs[0],)))
     gradients = torch.autograd.grad(output.square().sum(), list(leaves.values()))
     torch.testing.assert_close(dict(zip(leaves, gradients)), expected, rtol=1e-10, atol=1e-12)
 
@@ -323,7 +325,7 @@ def test_calls_leave_the_initial_buffers_alone(make, shape):
     network, theta, buffers, _, inputs = made(make, shape)
     before = network.buffers()
     call(network, theta, buffers, inputs[0])
-    network.evaluate(theta, buffers, (inputs[1],))
+    network.evaluate(theta, buffers, Call((inputs[1],)))
     assert all(torch.equal(b, before[name]) for name, b in network.buffers().items())
 
 
@@ -333,7 +335,7 @@ def test_tied_parameters_stay_tied_where_they_are_installed():
     (truth(inputs[0]) * pull).sum().backward()
     leaves = {name: p.requires_grad_() for name, p in theta.items()}
     with network.installed(theta):
-        output, _ = network(leaves, buffers, (inputs[0],), 0)
+        output, _ = network(leaves, buffers, Call((inputs[0],)))
         gradients = torch.autograd.grad((output * pull).sum(), list(leaves.values()))
     assert_equal(dict(zip(leaves, gradients)), {name: p.grad for name, p in truth.named_parameters()})
 
@@ -346,7 +348,7 @@ def test_what_can_be_replayed_is_found_so(make, shape, dtype):
     x = torch.randn(2, *shape[1:], dtype=dtype)
     module(x)
     before = {name: t.clone() for name, t in module.state_dict().items()}
-    check_purity("generator", module, Network(module), (x,))
+    check_purity("generator", module, Network(module), Call((x,)))
     assert not module.training and all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
 
 
@@ -380,7 +382,7 @@ def test_what_cannot_be_replayed_is_refused(make, dtype):
     torch.manual_seed(0)
     module = make().to(dtype)
     with pytest.raises(NetworkError, match=r"(?s)The generator, called with given .*deviates by .*use two layers"):
-        check_purity("generator", module, Network(module), (torch.randn(2, 3, dtype=dtype),))
+        check_purity("generator", module, Network(module), Call((torch.randn(2, 3, dtype=dtype),)))
 
 
 class Labelled(nn.Module):
@@ -409,7 +411,8 @@ def test_a_compiled_module_follows_its_parameters_call_after_call(place):
             for p in truth.parameters():
                 p += 0.1
         leaves = {renamed[n]: p.detach().clone().requires_grad_() for n, p in truth.named_parameters()}
-        output, after = network(leaves, buffers, (x,), seed)
+        with seeded(seed):
+            output, after = network(leaves, buffers, Call((x,)))
         expected = truth.train()(x)
         assert_equal(output, expected)
         gradients = [
@@ -419,7 +422,7 @@ def test_a_compiled_module_follows_its_parameters_call_after_call(place):
         assert_equal(*gradients)
         buffers = {name: b.detach() for name, b in after.items()}
         assert_equal({n: buffers[state[n]] for n, _ in truth.named_buffers()}, dict(truth.named_buffers()))
-        assert_equal(network.evaluate(leaves, buffers, (x,)), truth.eval()(x))
+        assert_equal(network.evaluate(leaves, buffers, Call((x,))), truth.eval()(x))
 
 
 @pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm1d(3)], ids=["stateless", "with buffers"])
@@ -428,7 +431,12 @@ def test_randomness_repeats_with_the_seed_and_leaves_the_global_generator_alone(
     network, theta, buffers, truth, inputs = made(make, LINES)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first, again, other = (network(theta, buffers, (inputs[0],), seed)[0] for seed in (7, 7, 8))
+
+    def drawn(seed):
+        with seeded(seed):
+            return network(theta, buffers, Call((inputs[0],)))[0]
+
+    first, again, other = (drawn(seed) for seed in (7, 7, 8))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, again) and not torch.equal(first, other)
     torch.manual_seed(7)
@@ -438,8 +446,8 @@ def test_randomness_repeats_with_the_seed_and_leaves_the_global_generator_alone(
 def test_the_global_generator_is_restored_after_a_failure():
     network, x = Network(nn.Sequential(nn.Dropout(), nn.Linear(3, 1))), torch.zeros(2, 5)
     before = torch.get_rng_state()
-    with pytest.raises(RuntimeError):
-        network({}, {}, (x,), 3)
+    with pytest.raises(RuntimeError), seeded(3):
+        network({}, {}, Call((x,)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -456,10 +464,10 @@ def test_a_module_in_training_mode_keeps_the_modes_of_its_parts():
     module[0].eval(), module[1].eval()
     network, x = Network(module), torch.randn(LINES, dtype=torch.float64)
     for _ in range(2):
-        output, buffers = network({}, network.buffers(), (x,), 0)
+        output, buffers = network({}, network.buffers(), Call((x,)))
         assert not buffers["0.running_mean"].any() and buffers["2.running_mean"].any()
         assert_equal(output, copy.deepcopy(module)(x))
-        network.evaluate({}, buffers, (x,))
+        network.evaluate({}, buffers, Call((x,)))
 
 
 @pytest.mark.parametrize("normalize", BOTH_FORMS)
@@ -481,7 +489,7 @@ def test_a_module_is_copied_whatever_graph_its_last_call_left_behind(copying, no
 def test_a_loaded_copy_evaluates_like_the_state(make, shape):
     network, theta, buffers, truth, inputs = made(make, shape)
     _, after = call(network, theta, buffers, inputs[0])
-    result = loaded(truth, theta, after)
+    result = loaded(truth, {**after, **theta})
     assert not result.training
-    assert_equal(result(inputs[1]), network.evaluate(theta, after, (inputs[1],)))
+    assert_equal(result(inputs[1]), network.evaluate(theta, after, Call((inputs[1],))))
     assert result is not truth and torch.equal(next(truth.parameters()), theta[next(iter(theta))])

@@ -16,7 +16,7 @@ from torch import nn
 from ganclean.exceptions import MetricError, NonFiniteError
 from ganclean.metrics import FID, FLD, KID, PRDC, Authenticity, CTTest, InceptionScore
 from ganclean.validation import MetricPanel, metric_panel
-from tests.toy_gans import toy_cleaner, toy_data
+from tests.toy_gans import toy_cleanser, toy_data
 
 X = toy_data(600)
 TRAIN, TEST, FAKE = X[:300], X[300:500], 0.9 * X[500:]
@@ -84,9 +84,9 @@ def test_samples_come_in_any_container_or_from_an_estimator():
 
 
 def test_a_fitted_gan_is_evaluated_by_its_samples():
-    cleaner = toy_cleaner().fit(TRAIN[:40])
-    panel = metric_panel(cleaner, TEST, TRAIN, n_splits=2)
-    again = metric_panel(cleaner.sample(len(TEST))[0], TEST, TRAIN, n_splits=2)
+    cleanser = toy_cleanser().fit(TRAIN[:40])
+    panel = metric_panel(cleanser, TEST, TRAIN, n_splits=2)
+    again = metric_panel(cleanser.sample(len(TEST))[0], TEST, TRAIN, n_splits=2)
     assert panel.to_dict() == again.to_dict() and panel.z("fid") > 5
 
 

@@ -10,7 +10,7 @@ import pytest
 from ganclean.backends import AID
 from ganclean.parallel import side_by_side
 from ganclean.validation import cleansing_curve, counterfactual_retrain
-from tests.toy_gans import toy_cleaner, toy_data
+from tests.toy_gans import toy_cleanser, toy_data
 
 REMOVALS = [[], [3], [5, 9], [0, 1]]
 
@@ -78,22 +78,22 @@ def _process(number):
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_registered_with_joblib_runs_the_counterfactuals(cluster, cleaner, X):
-    expected = counterfactual_retrain(cleaner, REMOVALS)
-    fresh = counterfactual_retrain(cleaner, REMOVALS, seeds=[1])
+def test_a_cluster_that_is_registered_with_joblib_runs_the_counterfactuals(cluster, cleanser, X):
+    expected = counterfactual_retrain(cleanser, REMOVALS)
+    fresh = counterfactual_retrain(cleanser, REMOVALS, seeds=[1])
     with joblib.parallel_config(**cluster):
-        np.testing.assert_allclose(counterfactual_retrain(cleaner, REMOVALS), expected, rtol=1e-9)
-        np.testing.assert_allclose(counterfactual_retrain(cleaner, REMOVALS, seeds=[1]), fresh, rtol=1e-9)
+        np.testing.assert_allclose(counterfactual_retrain(cleanser, REMOVALS), expected, rtol=1e-9)
+        np.testing.assert_allclose(counterfactual_retrain(cleanser, REMOVALS, seeds=[1]), fresh, rtol=1e-9)
 
 
 @pytest.mark.slow
 def test_a_cluster_runs_seeds_and_further_runs(cluster, X):
-    cleaner = toy_cleaner().set_params(n_runs=3).fit(X)
-    curve = cleansing_curve(cleaner, toy_data(40)[16:], [0.2], n_seeds=2, last_epochs=1)
+    cleanser = toy_cleanser().set_params(n_runs=3).fit(X)
+    curve = cleansing_curve(cleanser, toy_data(40)[16:], [0.2], n_seeds=2, last_epochs=1)
     with joblib.parallel_config(**cluster):
-        there = toy_cleaner().set_params(n_runs=3).fit(X)
-        there_curve = cleansing_curve(cleaner, toy_data(40)[16:], [0.2], n_seeds=2, last_epochs=1)
-    np.testing.assert_allclose(there.influence_, cleaner.influence_, rtol=1e-9)
+        there = toy_cleanser().set_params(n_runs=3).fit(X)
+        there_curve = cleansing_curve(cleanser, toy_data(40)[16:], [0.2], n_seeds=2, last_epochs=1)
+    np.testing.assert_allclose(there.influence_, cleanser.influence_, rtol=1e-9)
     np.testing.assert_allclose(there_curve.values["FID"]["influence"], curve.values["FID"]["influence"], rtol=1e-9)
 
 
@@ -104,9 +104,9 @@ def test_a_cluster_scores_instances_with_aid(cluster, X, monkeypatch):
         "ganclean.backends.aid.side_by_side", lambda f, jobs, *rest: sent.append(len(jobs)) or side_by_side(f, jobs)
     )
     backend = AID(damping=1.0, tol=1e-6, batch_size=2)
-    here = toy_cleaner(backend=backend).fit(X)
+    here = toy_cleanser(backend=backend).fit(X)
     with joblib.parallel_config(**cluster):
-        there = toy_cleaner(backend=backend).fit(X)
+        there = toy_cleanser(backend=backend).fit(X)
         outsiders = there.score_samples(toy_data(40)[16:])
     assert sent == [1, 2, 2]
     np.testing.assert_array_equal(there.influence_, here.influence_)

@@ -129,9 +129,9 @@ def test_displays_plot_into_the_axes_they_are_given():
     assert display.ax_ is ax and display.figure_ is ax.figure
 
 
-def test_the_scatter_shows_each_removal_and_how_well_they_agree(cleaner):
-    display = InfluenceScatterDisplay.from_estimator(cleaner, n_instances=12)
-    accuracy = estimation_accuracy(cleaner, 12)
+def test_the_scatter_shows_each_removal_and_how_well_they_agree(cleanser):
+    display = InfluenceScatterDisplay.from_estimator(cleanser, n_instances=12)
+    accuracy = estimation_accuracy(cleanser, 12)
     (points,) = display.ax_.collections
     np.testing.assert_allclose(points.get_offsets(), np.column_stack([accuracy.predicted, accuracy.true]))
     low, high = accuracy.interval("kendall_tau")
@@ -189,26 +189,26 @@ def test_the_histogram_says_how_many_instances_are_clear_of_zero():
     ]
 
 
-def test_the_histogram_of_a_single_run_has_no_errors(cleaner):
+def test_the_histogram_of_a_single_run_has_no_errors(cleanser):
     labels = [
-        text.get_text() for text in InfluenceHistogramDisplay.from_estimator(cleaner).ax_.get_legend().get_texts()
+        text.get_text() for text in InfluenceHistogramDisplay.from_estimator(cleanser).ax_.get_legend().get_texts()
     ]
     assert labels == ["kept (12)", "removed (4)"]
 
 
-def test_points_are_coloured_by_harmfulness_and_the_removed_are_ringed(cleaner, X):
-    display = HarmfulnessScatterDisplay.from_estimator(cleaner, X)
+def test_points_are_coloured_by_harmfulness_and_the_removed_are_ringed(cleanser, X):
+    display = HarmfulnessScatterDisplay.from_estimator(cleanser, X)
     points, rings = display.ax_.collections
-    order = np.argsort(np.abs(cleaner.harmfulness_), kind="stable")
+    order = np.argsort(np.abs(cleanser.harmfulness_), kind="stable")
     np.testing.assert_allclose(points.get_offsets(), X[order])
-    np.testing.assert_allclose(points.get_array(), cleaner.harmfulness_[order])
+    np.testing.assert_allclose(points.get_array(), cleanser.harmfulness_[order])
     assert points.norm.vmin == -points.norm.vmax
-    np.testing.assert_allclose(rings.get_offsets(), X[~cleaner.support_])
+    np.testing.assert_allclose(rings.get_offsets(), X[~cleanser.support_])
 
 
-def test_points_in_the_plane_are_of_tabular_data(cleaner):
+def test_points_in_the_plane_are_of_tabular_data(cleanser):
     with pytest.raises(ValueError, match="ImageGridDisplay shows images"):
-        HarmfulnessScatterDisplay.from_estimator(cleaner, np.zeros((16, 1, 4, 4)))
+        HarmfulnessScatterDisplay.from_estimator(cleanser, np.zeros((16, 1, 4, 4)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -7,7 +7,7 @@ from ganclean.backends import ITD
 from ganclean.metrics import FID, SampleMean
 from tests.practice import PRACTICE, practised
 from tests.reference.finite_differences import finite_difference_influences, largest_error
-from tests.toy_gans import toy_cleaner
+from tests.toy_gans import toy_cleanser
 
 SOME, ALL = [0, 3, 6, 10, 13], list(range(16))
 SCHEMES = [(ITD(derivative="exact"), 1e-4), (ITD(derivative="secant", delta=1e-4), 1e-2)]
@@ -24,8 +24,8 @@ def test_influence_is_the_derivative_in_the_weights(feature, rows):
     for backend, tolerance in SCHEMES:
         networks, X, y, settings = practised(feature)
         metric = {"fid": FID(first_values, n_samples=60), "mean": SampleMean(first_values, n_samples=60)}
-        cleaner = toy_cleaner(networks, metric=metric, backend=backend, **settings).fit(X, y)
+        cleanser = toy_cleanser(networks, metric=metric, backend=backend, **settings).fit(X, y)
         # Clipping has kinks, which a narrow difference does not meet.
-        expected = expected or finite_difference_influences(cleaner, torch.from_numpy(X), width=3e-4, rows=rows)
-        found = {name: influence[rows] for name, influence in cleaner.influences_.items()}
+        expected = expected or finite_difference_influences(cleanser, torch.from_numpy(X), width=3e-4, rows=rows)
+        found = {name: influence[rows] for name, influence in cleanser.influences_.items()}
         assert largest_error(found, expected) < tolerance, backend

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ganclean.dynamics.state import flatten_state, map_state
 from ganclean.metrics import FID
-from ganclean.training.replay import Replay, weights_without
-from ganclean.training.state import flatten_state, map_state
-from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_networks
+from ganclean.runs.replay import Replay, weights_without
+from tests.toy_gans import OPTIMIZERS, toy_cleanser, toy_networks
 
 
 def by_hand(trajectory, weights, start=0, renormalize=False):
@@ -20,8 +20,9 @@ def by_hand(trajectory, weights, start=0, renormalize=False):
     for t in range(start, len(trajectory)):
         record = trajectory[t]
         own = weights[record.indices]
-        divisor = own.sum().clamp(min=1) if renormalize else None
-        state = trajectory.step(state, record, trajectory.source[record.indices], own, divisor=divisor)
+        if renormalize:
+            own = own * len(own) / own.sum().clamp(min=1)
+        state = trajectory.step(state, record, trajectory.source[record.indices], own)
     return state
 
 
@@ -33,7 +34,7 @@ def assert_equal(state, other, **tolerances):
 
 @pytest.fixture(scope="module")
 def adam(X):
-    return toy_cleaner(optimizer=OPTIMIZERS["adam"], ema_decay=0.8).fit(X)
+    return toy_cleanser(optimizer=OPTIMIZERS["adam"], ema_decay=0.8).fit(X)
 
 
 @pytest.mark.parametrize("start", [0, 4, 9])
@@ -103,8 +104,8 @@ def test_a_replay_starts_at_a_step_of_the_run(start, adam):
 
 
 def test_what_is_sent_to_another_process_holds_one_state_and_no_trajectory(X):
-    cleaner = toy_cleaner(checkpoint_every=1, n_epochs=10).fit(X)
-    replay = Replay.of(cleaner.trajectory_, 27)
+    cleanser = toy_cleanser(checkpoint_every=1, n_epochs=10).fit(X)
+    replay = Replay.of(cleanser.trajectory_, 27)
     portable = pickle.loads(pickle.dumps(replay.portable()))
     assert all(portable.record_of(t).index == t for t in (27, 28, 29))
     assert len(pickle.dumps(replay.portable())) < 0.2 * len(pickle.dumps(replay))
@@ -121,7 +122,7 @@ def test_small_networks_are_run_at_once_and_large_ones_one_after_another(adam):
         nn.Sequential(nn.Linear(3, 2048), nn.SiLU(), nn.Linear(2048, 2)).double(),
         nn.Sequential(nn.Linear(2, 2048), nn.SiLU(), nn.Linear(2048, 1024), nn.SiLU(), nn.Linear(1024, 1)).double(),
     )
-    large = toy_cleaner(wide, n_epochs=1).fit(np.random.default_rng(0).normal(size=(16, 2)))
+    large = toy_cleanser(wide, n_epochs=1).fit(np.random.default_rng(0).normal(size=(16, 2)))
     assert not Replay.of(large.trajectory_)._is_dispatch_bound()
 
 
@@ -135,8 +136,8 @@ def test_the_budget_bounds_how_many_run_at_once(adam):
 def test_networks_with_spectral_norm_are_run_at_once_too(X):
     generator, discriminator = toy_networks()
     discriminator[0] = spectral_norm(discriminator[0])
-    cleaner = toy_cleaner((generator, discriminator)).fit(X)
-    replay, weights = Replay.of(cleaner.trajectory_), weights_without([[], [3], [4, 8]], 16)
+    cleanser = toy_cleanser((generator, discriminator)).fit(X)
+    replay, weights = Replay.of(cleanser.trajectory_), weights_without([[], [3], [4, 8]], 16)
     together, alone = (replay.map(lambda s, _: s, weights, vectorize=v) for v in ("auto", False))
     for ours, theirs in zip(together, alone):
         assert_equal(ours, theirs, rtol=1e-9, atol=1e-12)
@@ -172,8 +173,8 @@ class Doubled(nn.Module):
 
 def test_modules_that_cannot_be_transformed_run_one_after_another(X):
     generator, discriminator = toy_networks()
-    cleaner = toy_cleaner((generator, nn.Sequential(Doubled(), *discriminator)), metric=FID(n_samples=60)).fit(X)
-    replay, weights = Replay.of(cleaner.trajectory_), weights_without([[], [3], [4, 8]], 16)
+    cleanser = toy_cleanser((generator, nn.Sequential(Doubled(), *discriminator)), metric=FID(n_samples=60)).fit(X)
+    replay, weights = Replay.of(cleanser.trajectory_), weights_without([[], [3], [4, 8]], 16)
     automatic, alone = (replay.map(lambda s, _: s, weights, vectorize=v) for v in ("auto", False))
     for ours, theirs in zip(automatic, alone):
         assert_equal(ours, theirs, rtol=0)

@@ -14,7 +14,7 @@ from ganclean.metrics import FID, PRDC
 from ganclean.reporting import CleansingCase, write_report
 from ganclean.reporting.table import p_text, table_of
 from ganclean.validation import CleansingCurve, TrustReport, cleansing_curve, trust_report
-from tests.toy_gans import toy_cleaner, toy_data
+from tests.toy_gans import toy_cleanser, toy_data
 
 matplotlib.use("Agg")
 SMOOTH = TrustReport(0.98, np.array([1.0, 2.0, 3.0]), np.array([1.1, 1.9, 3.0]), 0.99, 0.05)
@@ -27,16 +27,16 @@ def X():
 
 
 @pytest.fixture(scope="module")
-def cleaner(X):
-    return toy_cleaner(n_remove=4).fit(X, X_val=toy_data(30))
+def cleanser(X):
+    return toy_cleanser(n_remove=4).fit(X, X_val=toy_data(30))
 
 
 @pytest.fixture(scope="module")
-def case(cleaner, X):
+def case(cleanser, X):
     metrics = {"recall": PRDC(k=3, quantity="recall"), "coverage": PRDC(k=3, quantity="coverage")}
     selectors = ["influence", "isolation_forest", "random"]
-    curve = cleansing_curve(cleaner, toy_data(50)[20:], [0.1, 0.25], selectors=selectors, metrics=metrics, n_seeds=3)
-    return CleansingCase("points", X, np.arange(100, 140), cleaner, curve, trust_report(cleaner, n_probes=4))
+    curve = cleansing_curve(cleanser, toy_data(50)[20:], [0.1, 0.25], selectors=selectors, metrics=metrics, n_seeds=3)
+    return CleansingCase("points", X, np.arange(100, 140), cleanser, curve, trust_report(cleanser, n_probes=4))
 
 
 def page_of(case, folder):
@@ -79,7 +79,7 @@ def test_the_table_holds_every_selector_and_metric_as_the_curve_has_them(case, t
 
 def test_tabular_instances_are_listed_with_their_values(case, tmp_path):
     page = page_of(case, tmp_path)
-    worst = int(case.cleaner.harmfulness_.argmax())
+    worst = int(case.cleanser.harmfulness_.argmax())
     value = f"{case.X[worst, 0]:.3g}, {case.X[worst, 1]:.3g}"
     assert re.search(rf"<td>{worst + 100}</td><td class=\"n\">[+-][\d.e-]+</td><td>{re.escape(value)}</td>", page)
     assert "Where they lie" in page and "Samples before" not in page
@@ -106,7 +106,7 @@ def test_a_report_without_probes_does_not_speak_of_trust(case, tmp_path):
     assert "trusted" not in page and page.count("data:image/png;base64,") == 3
 
 
-def made(changes, cleaner):
+def made(changes, cleanser):
     """A case with the given changes of each metric at the two rates by influence, and hardly any at random."""
     rng = np.random.default_rng(0)
     base = {metric: 1 + rng.random(6) for metric in changes}
@@ -127,15 +127,15 @@ def made(changes, cleaner):
         validation=by["FID"],
         harmfulness=rng.random((6, 40)),
     )
-    return CleansingCase("made", toy_data(40), np.arange(40), cleaner, curve)
+    return CleansingCase("made", toy_data(40), np.arange(40), cleanser, curve)
 
 
-def test_the_verdict_needs_an_improvement_over_random_removal(cleaner):
+def test_the_verdict_needs_an_improvement_over_random_removal(cleanser):
     def judged(case, **by):
         """The case with other values of the metric after removal."""
         return replace(case, curve=replace(case.curve, values={"FID": by}))
 
-    helps, harms = made({"FID": [-0.5, -0.2]}, cleaner), made({"FID": [0.5, 0.2]}, cleaner)
+    helps, harms = made({"FID": [-0.5, -0.2]}, cleanser), made({"FID": [0.5, 0.2]}, cleanser)
     by = helps.curve.values["FID"]["influence"]
     assert helps.helps() and "10% most harmful" in helps.verdict()
     assert "improves the held-out FID, against no removal and against random" in helps.verdict()
@@ -148,9 +148,9 @@ def test_the_verdict_needs_an_improvement_over_random_removal(cleaner):
     )
 
 
-def test_the_page_says_when_variety_pays_for_fidelity(cleaner):
+def test_the_page_says_when_variety_pays_for_fidelity(cleanser):
     def price(**changes):
-        return made({"FID": [-0.5, -0.5], **{m: [c, c] for m, c in changes.items()}}, cleaner).price()
+        return made({"FID": [-0.5, -0.5], **{m: [c, c] for m, c in changes.items()}}, cleanser).price()
 
     assert price() is None
     assert price(precision=0.2, recall=-0.2).startswith("Variety pays for fidelity: ")
@@ -161,8 +161,8 @@ def test_the_page_says_when_variety_pays_for_fidelity(cleaner):
     )
 
 
-def test_worse_and_better_cells_are_marked(cleaner):
-    _, rows = table_of(made({"FID": [-0.5, 0], "recall": [-0.2, 0]}, cleaner))
+def test_worse_and_better_cells_are_marked(cleanser):
+    _, rows = table_of(made({"FID": [-0.5, 0], "recall": [-0.2, 0]}, cleanser))
     assert [cell.kind for cell in dict(rows)["most harmful by influence"]] == ["better", "worse"]
     assert [cell.kind for cell in dict(rows)["nothing"]] == ["", ""]
 
@@ -172,8 +172,8 @@ def test_small_p_values_are_bounds():
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_single_seed_is_shown_without_tests(cleaner, X, tmp_path):
-    case = CleansingCase("one", X, np.arange(40), cleaner, cleansing_curve(cleaner, X, [0.1], n_seeds=1))
+def test_a_single_seed_is_shown_without_tests(cleanser, X, tmp_path):
+    case = CleansingCase("one", X, np.arange(40), cleanser, cleansing_curve(cleanser, X, [0.1], n_seeds=1))
     page = page_of(case, tmp_path)
     assert "a single seed does not tell" in page and "p = " not in page and "nan" not in page
     (baseline,) = cells_of(page)["nothing"][0]
@@ -182,8 +182,8 @@ def test_a_single_seed_is_shown_without_tests(cleaner, X, tmp_path):
 
 @pytest.fixture(scope="module")
 def automatic(X):
-    cleaner = toy_cleaner(n_remove="auto").fit(X, X_val=toy_data(30))
-    return CleansingCase("auto", X, np.arange(40), cleaner, cleansing_curve(cleaner, X, [0.1, 0.25], n_seeds=3))
+    cleanser = toy_cleanser(n_remove="auto").fit(X, X_val=toy_data(30))
+    return CleansingCase("auto", X, np.arange(40), cleanser, cleansing_curve(cleanser, X, [0.1, 0.25], n_seeds=3))
 
 
 def test_a_rate_that_validation_data_chose_is_judged_on_test_data(automatic, tmp_path):
@@ -228,8 +228,8 @@ def test_conditional_images_are_shown_with_their_samples(tmp_path):
     X, y = np.tanh(rng.normal(size=(24, 1, 4, 4))), rng.integers(2, size=24)
     torch.manual_seed(0)
     networks = Labelled(3, 16, (1, 4, 4)).double(), Labelled(16, 1, (1,)).double()
-    cleaner = toy_cleaner(networks, metric=FID("pixels", n_samples=40), conditional=True).fit(X, y)
-    curve = cleansing_curve(cleaner, X, [0.25], selectors=["influence"], n_seeds=2)
-    page = page_of(CleansingCase("images", X, np.arange(24), cleaner, curve), tmp_path)
+    cleanser = toy_cleanser(networks, metric=FID("pixels", n_samples=40), conditional=True).fit(X, y)
+    curve = cleansing_curve(cleanser, X, [0.25], selectors=["influence"], n_seeds=2)
+    page = page_of(CleansingCase("images", X, np.arange(24), cleanser, curve), tmp_path)
     assert page.count("data:image/png;base64,") == 6
     assert all(title in page for title in ("Most harmful", "Most helpful", "Samples before"))

@@ -12,26 +12,26 @@ from torch import nn
 
 from ganclean import Trajectory
 from ganclean.backends import ITD, itd
+from ganclean.dynamics.state import flatten_state
+from ganclean.dynamics.step import Step
 from ganclean.exceptions import TrajectoryError
 from ganclean.metrics import FID, AverageLogLikelihood
 from ganclean.optim import SGD
-from ganclean.training import tensorfile
-from ganclean.training.state import flatten_state
-from ganclean.training.step import TrainingStep
-from ganclean.training.store import FolderStore
+from ganclean.runs import tensorfile
+from ganclean.runs.store import FolderStore
 from tests.practice import practised
-from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks
+from tests.toy_gans import OPTIMIZERS, toy_cleanser, toy_data, toy_networks
 
 FULL = {"optimizer": OPTIMIZERS["adam"], "ema_decay": 0.9}
 METRICS = {"fid": FID(n_samples=60), "a/log likelihood": AverageLogLikelihood(n_samples=60)}
 
 
-def make_cleaner(store=None, *, last_epochs=2, networks=None, metric=METRICS, derivative="secant", **settings):
+def make_cleanser(store=None, *, last_epochs=2, networks=None, metric=METRICS, derivative="secant", **settings):
     if networks is None:
         generator, discriminator = toy_networks()
         networks = generator.insert(1, nn.Dropout(0.3)), discriminator
     settings = {"checkpoint_every": 2, "n_epochs": 4, **FULL, **settings}
-    return toy_cleaner(networks, metric=metric, backend=ITD(last_epochs, derivative), store=store, **settings)
+    return toy_cleanser(networks, metric=metric, backend=ITD(last_epochs, derivative), store=store, **settings)
 
 
 @pytest.fixture(autouse=True)
@@ -41,16 +41,16 @@ def saves_at_once(monkeypatch):
 
 @pytest.fixture(scope="module")
 def undisturbed(X):
-    return make_cleaner().fit(X)
+    return make_cleanser().fit(X)
 
 
-def assert_same(cleaner, expected):
+def assert_same(cleanser, expected):
     for name, influence in expected.influences_.items():
-        assert np.array_equal(cleaner.influences_[name], influence)
-    assert cleaner.metric_values_ == expected.metric_values_
-    assert cleaner.backend_.growth_ == expected.backend_.growth_
-    np.testing.assert_equal(cleaner.backend_.deviation_, expected.backend_.deviation_)
-    states = [flatten_state(one.trajectory_.state(len(one.trajectory_))) for one in (cleaner, expected)]
+        assert np.array_equal(cleanser.influences_[name], influence)
+    assert cleanser.metric_values_ == expected.metric_values_
+    assert cleanser.backend_.growth_ == expected.backend_.growth_
+    np.testing.assert_equal(cleanser.backend_.deviation_, expected.backend_.deviation_)
+    states = [flatten_state(one.trajectory_.state(len(one.trajectory_))) for one in (cleanser, expected)]
     assert all(torch.equal(tensor, states[0][path]) for path, tensor in states[1].items())
 
 
@@ -87,9 +87,9 @@ def stop_going_back(monkeypatch, number):
 def counted(monkeypatch):
     """A function that counts the training and the traced steps of a fit."""
 
-    def count_calls(cleaner, X, **options):
+    def count_calls(cleanser, X, **options):
         calls = {"steps": 0, "traced": 0}
-        step, backwards = TrainingStep.__call__, Trajectory.backwards
+        step, backwards = Step.__call__, Trajectory.backwards
 
         def watched_step(*args, **kwargs):
             calls["steps"] += 1
@@ -103,21 +103,23 @@ def counted(monkeypatch):
         # The probe runs and traces steps too.
         with monkeypatch.context() as patch:
             patch.setattr("ganclean.cleansing.influence.probe_step", lambda *_: None)
-            patch.setattr(TrainingStep, "__call__", watched_step)
+            patch.setattr(Step, "__call__", watched_step)
             patch.setattr(Trajectory, "backwards", watched_backwards)
-            cleaner.fit(X, **options)
+            cleanser.fit(X, **options)
         return calls
 
     return count_calls
 
 
 def test_a_complete_run_is_used_again_without_training(X, undisturbed, tmp_path, counted):
-    make_cleaner(tmp_path / "run").fit(X)
+    make_cleanser(tmp_path / "run").fit(X)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
-    again = make_cleaner(tmp_path / "run")
+    again = make_cleanser(tmp_path / "run")
     calls = counted(again, X)
     assert_same(again, undisturbed)
-    assert calls == counted(make_cleaner(), X, trajectory=tmp_path / "run") and calls["traced"] == 6
+    # A record that is given is replayed once without any removal.
+    given = counted(make_cleanser(), X, trajectory=tmp_path / "run")
+    assert given == {"steps": calls["steps"] + 6, "traced": 6} and calls["traced"] == 6
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
 
 
@@ -126,19 +128,19 @@ def test_a_complete_run_is_used_again_without_training(X, undisturbed, tmp_path,
 def test_an_interrupted_training_goes_on_where_it_was(
     at, checkpoint_every, X, undisturbed, tmp_path, monkeypatch, counted
 ):
-    def cleaner():
-        return make_cleaner(tmp_path / "run", checkpoint_every=checkpoint_every)
+    def cleanser():
+        return make_cleanser(tmp_path / "run", checkpoint_every=checkpoint_every)
 
     with monkeypatch.context() as patch:
         patch.setattr("ganclean.cleansing.influence.probe_step", lambda *_: None)
-        stop_before(patch, TrainingStep, "__call__", at, KeyboardInterrupt)
+        stop_before(patch, Step, "__call__", at, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
-            cleaner().fit(X)
+            cleanser().fit(X)
     with pytest.raises(
         TrajectoryError, match=rf"is truncated: {at} of 12 steps .* fit with the same GANTrainer\(store="
     ):
-        make_cleaner().fit(X, trajectory=tmp_path / "run")
-    again, tracing = cleaner(), counted(make_cleaner(tmp_path / "undisturbed", checkpoint_every=checkpoint_every), X)
+        make_cleanser().fit(X, trajectory=tmp_path / "run")
+    again, tracing = cleanser(), counted(make_cleanser(tmp_path / "undisturbed", checkpoint_every=checkpoint_every), X)
     calls = counted(again, X)
     assert_same(again, undisturbed)
     assert tracing["steps"] - calls["steps"] == at and calls["traced"] == 6
@@ -149,17 +151,17 @@ def test_an_interrupted_training_goes_on_where_it_was(
 def test_whatever_training_does_goes_on_where_it_was(feature, tmp_path, monkeypatch):
     networks, X, y, settings = practised(feature)
     settings = {"checkpoint_every": 2, "n_epochs": 4, **settings}
-    expected = toy_cleaner(networks, **settings).fit(X, y)
+    expected = toy_cleanser(networks, **settings).fit(X, y)
     with monkeypatch.context() as patch:
         patch.setattr("ganclean.cleansing.influence.probe_step", lambda *_: None)
-        stop_before(patch, TrainingStep, "__call__", 5, KeyboardInterrupt)
+        stop_before(patch, Step, "__call__", 5, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
-            toy_cleaner(networks, store=tmp_path / "run", **settings).fit(X, y)
+            toy_cleanser(networks, store=tmp_path / "run", **settings).fit(X, y)
     with monkeypatch.context() as patch:
         stop_going_back(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            toy_cleaner(networks, store=tmp_path / "run", **settings).fit(X, y)
-    assert_same(toy_cleaner(networks, store=tmp_path / "run", **settings).fit(X, y), expected)
+            toy_cleanser(networks, store=tmp_path / "run", **settings).fit(X, y)
+    assert_same(toy_cleanser(networks, store=tmp_path / "run", **settings).fit(X, y), expected)
 
 
 def test_before_the_traced_part_one_passing_checkpoint_is_kept(X, tmp_path, monkeypatch):
@@ -168,7 +170,7 @@ def test_before_the_traced_part_one_passing_checkpoint_is_kept(X, tmp_path, monk
     monkeypatch.setattr(
         FolderStore, "checkpoint", lambda store, *args: kept.append(list(store.kept())) or checkpoint(store, *args)
     )
-    make_cleaner(tmp_path / "run", n_epochs=5, last_epochs=1, checkpoint_every=2).fit(X)
+    make_cleanser(tmp_path / "run", n_epochs=5, last_epochs=1, checkpoint_every=2).fit(X)
     assert kept == [[], [0], [0, 3], [0, 6], [0, 9], [0, 12], [0, 12, 14]]
     assert list(FolderStore(tmp_path / "run").kept()) == [0, 12, 14, 15]
 
@@ -188,13 +190,13 @@ DISTURBANCES = {
 def test_another_run_in_the_folder_is_refused(
     estimator, settings, other, message, complete, X, tmp_path, monkeypatch, no_trace_of
 ):
-    first = make_cleaner(tmp_path / "run", networks=other.get("networks"))
+    first = make_cleanser(tmp_path / "run", networks=other.get("networks"))
     if complete:
         first.fit(X)
     else:
         no_trace_of(first, X)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    second = make_cleaner(tmp_path / "run", **settings).set_params(**estimator)
+    second = make_cleanser(tmp_path / "run", **settings).set_params(**estimator)
     with pytest.raises(TrajectoryError, match=rf"The trajectory is (of|{message}).*Choose another folder than .*run"):
         second.fit(X * other.get("scale", 1.0))
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
@@ -204,39 +206,39 @@ def test_another_run_in_the_folder_is_refused(
 def no_trace_of(monkeypatch):
     """A function that fits until training is interrupted in the middle."""
 
-    def fit(cleaner, X):
+    def fit(cleanser, X):
         with monkeypatch.context() as patch:
             patch.setattr("ganclean.cleansing.influence.probe_step", lambda *_: None)
-            stop_before(patch, TrainingStep, "__call__", 7, KeyboardInterrupt)
+            stop_before(patch, Step, "__call__", 7, KeyboardInterrupt)
             with pytest.raises(KeyboardInterrupt):
-                cleaner.fit(X)
+                cleanser.fit(X)
 
     return fit
 
 
 def test_other_random_numbers_and_weights_do_not_hinder_tracing_what_is_there(X, undisturbed, tmp_path):
-    make_cleaner(tmp_path / "run").fit(X)
+    make_cleanser(tmp_path / "run").fit(X)
     other = toy_networks(seed=5)
-    cleaner = make_cleaner(networks=(other[0].insert(1, nn.Dropout(0.3)), other[1])).set_params(random_state=0)
-    assert_same(cleaner.fit(X, trajectory=tmp_path / "run"), undisturbed)
+    cleanser = make_cleanser(networks=(other[0].insert(1, nn.Dropout(0.3)), other[1])).set_params(random_state=0)
+    assert_same(cleanser.fit(X, trajectory=tmp_path / "run"), undisturbed)
 
 
 def test_parameters_that_are_not_trained_must_be_those_of_the_run(X, tmp_path):
-    def cleaner(value, store=None):
+    def cleanser(value, store=None):
         generator, discriminator = toy_networks()
         nn.init.constant_(generator[0].weight.requires_grad_(False), value)
-        return make_cleaner(store, networks=(generator, discriminator))
+        return make_cleanser(store, networks=(generator, discriminator))
 
-    cleaner(0.5, tmp_path / "run").fit(X)
-    assert len(cleaner(0.5).fit(X, trajectory=tmp_path / "run").trajectory_) == 12
+    cleanser(0.5, tmp_path / "run").fit(X)
+    assert len(cleanser(0.5).fit(X, trajectory=tmp_path / "run").trajectory_) == 12
     with pytest.raises(TrajectoryError, match="of another model: the values of parameters that are not trained differ"):
-        cleaner(0.4).fit(X, trajectory=tmp_path / "run")
+        cleanser(0.4).fit(X, trajectory=tmp_path / "run")
 
 
 def test_a_run_that_diverged_is_not_taken_for_a_complete_one(X, tmp_path):
     for _ in range(2):
         with pytest.raises(ArithmeticError, match=r"Training diverged: .* by step \d+ of 12"):
-            make_cleaner(tmp_path / "run", loss="least_squares", optimizer=SGD(lr=1e200)).fit(X)
+            make_cleanser(tmp_path / "run", loss="least_squares", optimizer=SGD(lr=1e200)).fit(X)
 
 
 @pytest.mark.parametrize("derivative", ["secant", "exact"])
@@ -245,15 +247,15 @@ def test_a_run_that_diverged_is_not_taken_for_a_complete_one(X, tmp_path):
 def test_an_interrupted_backward_pass_goes_on_where_it_was(
     at, checkpoint_every, derivative, X, tmp_path, monkeypatch, counted
 ):
-    expected = make_cleaner(derivative=derivative).fit(X)
-    cleaner = make_cleaner(tmp_path / "run", checkpoint_every=checkpoint_every, derivative=derivative)
+    expected = make_cleanser(derivative=derivative).fit(X)
+    cleanser = make_cleanser(tmp_path / "run", checkpoint_every=checkpoint_every, derivative=derivative)
     with monkeypatch.context() as patch:
         stop_going_back(patch, at)
         with pytest.raises(KeyboardInterrupt):
-            cleaner.fit(X)
+            cleanser.fit(X)
     assert len(list((tmp_path / "run").glob("progress-*"))) == 1
-    calls = counted(cleaner, X)
-    assert_same(cleaner, expected)
+    calls = counted(cleanser, X)
+    assert_same(cleanser, expected)
     assert calls["traced"] == 6 - at
     assert not list((tmp_path / "run").glob("progress-*"))
 
@@ -263,30 +265,30 @@ def test_an_interrupt_at_any_line_finds_influences_and_cotangents_of_one_step(
     where, X, undisturbed, tmp_path, monkeypatch
 ):
     for at in (2, 3):
-        cleaner = make_cleaner(tmp_path / f"run {at}")
+        cleanser = make_cleanser(tmp_path / f"run {at}")
         with monkeypatch.context() as patch:
             if where == "Reached":
                 stop_before(patch, itd.Reached, "__new__", at, KeyboardInterrupt)
             else:
                 stop_before(patch, itd, where, at, KeyboardInterrupt)
             with pytest.raises(KeyboardInterrupt):
-                cleaner.fit(X)
-        assert_same(cleaner.fit(X), undisturbed)
+                cleanser.fit(X)
+        assert_same(cleanser.fit(X), undisturbed)
 
 
 def test_progress_of_another_backward_pass_is_left_alone(X, tmp_path, monkeypatch, counted):
     with monkeypatch.context() as patch:
         stop_going_back(patch, 3)
         with pytest.raises(KeyboardInterrupt):
-            make_cleaner(tmp_path / "run").fit(X)
+            make_cleanser(tmp_path / "run").fit(X)
     others = [
-        make_cleaner(tmp_path / "run", derivative="exact"),
-        make_cleaner(tmp_path / "run", last_epochs=3),
-        make_cleaner(tmp_path / "run", metric={"fid": FID(n_samples=50)}),
+        make_cleanser(tmp_path / "run", derivative="exact"),
+        make_cleanser(tmp_path / "run", last_epochs=3),
+        make_cleanser(tmp_path / "run", metric={"fid": FID(n_samples=50)}),
     ]
     assert [counted(other, X)["traced"] for other in others] == [6, 9, 6]
     assert len(list((tmp_path / "run").glob("progress-*"))) == 1
-    assert counted(make_cleaner(tmp_path / "run"), X)["traced"] == 3
+    assert counted(make_cleanser(tmp_path / "run"), X)["traced"] == 3
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-30], lambda content: b"", lambda content: b"x" * 300])
@@ -294,12 +296,12 @@ def test_damaged_progress_is_ignored_with_a_warning(damage, X, undisturbed, tmp_
     with monkeypatch.context() as patch:
         stop_going_back(patch, 3)
         with pytest.raises(KeyboardInterrupt):
-            make_cleaner(tmp_path / "run").fit(X)
+            make_cleanser(tmp_path / "run").fit(X)
     (path,) = (tmp_path / "run").glob("progress-*")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.warns(UserWarning, match=r"progress-\w+\.safetensors is damaged and ignored"):
-        cleaner = make_cleaner(tmp_path / "run").fit(X)
-    assert_same(cleaner, undisturbed)
+        cleanser = make_cleanser(tmp_path / "run").fit(X)
+    assert_same(cleanser, undisturbed)
     assert not path.exists()
 
 
@@ -307,11 +309,11 @@ def test_progress_is_not_saved_all_the_time(X, tmp_path, monkeypatch):
     saved = []
     save = FolderStore.save_progress
     monkeypatch.setattr(FolderStore, "save_progress", lambda *args: saved.append(args[-1]["end"]) or save(*args))
-    make_cleaner(tmp_path / "every").fit(X)
+    make_cleanser(tmp_path / "every").fit(X)
     assert saved == [10, 8, 6]
     saved.clear()
     monkeypatch.setattr(itd, "SECONDS_BETWEEN_SAVES", 60.0)
-    make_cleaner(tmp_path / "never").fit(X)
+    make_cleanser(tmp_path / "never").fit(X)
     assert saved == []
 
 
@@ -320,7 +322,7 @@ ALL_STATES = {"checkpoint_every": 1, "last_epochs": None, "n_epochs": 2}
 
 @pytest.mark.parametrize("settings", [{}, ALL_STATES], ids=["sparse", "all"])
 def test_a_kill_at_any_change_of_the_folder_costs_at_most_one_checkpoint(settings, X, tmp_path, monkeypatch):
-    expected = make_cleaner(**settings).fit(X)
+    expected = make_cleanser(**settings).fit(X)
 
     def killed(folder, number):
         changes = count()
@@ -337,7 +339,7 @@ def test_a_kill_at_any_change_of_the_folder_costs_at_most_one_checkpoint(setting
             patch.setattr(tensorfile.os, "replace", killing(os.replace))
             patch.setattr(Path, "unlink", killing(Path.unlink))
             try:
-                make_cleaner(folder, **settings).fit(X)
+                make_cleanser(folder, **settings).fit(X)
             except Killed:
                 return True
         return False
@@ -345,7 +347,7 @@ def test_a_kill_at_any_change_of_the_folder_costs_at_most_one_checkpoint(setting
     for number in count():
         folder = tmp_path / str(number)
         done = not killed(folder, number)
-        assert_same(make_cleaner(folder, **settings).fit(X), expected)
+        assert_same(make_cleanser(folder, **settings).fit(X), expected)
         assert {path.name.partition("-")[0] for path in folder.iterdir()} == {"manifest.json", "state", "steps"}
         if done:
             break
@@ -353,11 +355,11 @@ def test_a_kill_at_any_change_of_the_folder_costs_at_most_one_checkpoint(setting
 
 
 def fit_and_save(folder, path):
-    """Fit a cleaner and write its influences; runs in a process of its own, which may be killed."""
+    """Fit a cleanser and write its influences; runs in a process of its own, which may be killed."""
     torch.set_num_threads(1)
     itd.SECONDS_BETWEEN_SAVES = 0.0
-    cleaner = make_cleaner(folder, n_epochs=10, last_epochs=6)
-    influences = cleaner.fit(toy_data()).influences_
+    cleanser = make_cleanser(folder, n_epochs=10, last_epochs=6)
+    influences = cleanser.fit(toy_data()).influences_
     unfinished = Path(path).with_suffix(".tmp.npz")
     np.savez(unfinished, *influences.values())
     os.replace(unfinished, path)
@@ -367,8 +369,8 @@ def fit_and_save(folder, path):
 def whole(X):
     """The influences of the undisturbed run, and the seconds that it takes."""
     begin = time.perf_counter()
-    cleaner = make_cleaner(n_epochs=10, last_epochs=6).fit(X)
-    return list(cleaner.influences_.values()), time.perf_counter() - begin
+    cleanser = make_cleanser(n_epochs=10, last_epochs=6).fit(X)
+    return list(cleanser.influences_.values()), time.perf_counter() - begin
 
 
 def kill_at_random(folder, seed, n_kills, whole):

@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import (
 )
 
 from ganclean.optim import SGD, Adam, AdamW, Clipped, Optimizer, RMSprop
+from ganclean.recorder.torch_optimizers import torch_optimizer_of
 from ganclean.training.schedule import scheduled_settings
-from ganclean.training.torch_optimizers import torch_optimizer_of
 
 N_UPDATES = 23
 

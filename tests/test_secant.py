@@ -1,7 +1,6 @@
 """The secant is the exact derivative up to δ², whatever the sizes of parameters and adjoints."""
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,12 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ganclean.backends import ITD
-from ganclean.backends.adjoint import Secant, exact_adjoint, secant_adjoint, secant_width
+from ganclean.dynamics.adjoint import exact_adjoint, secant_adjoint
+from ganclean.dynamics.derivative import Secant, secant_width
+from ganclean.dynamics.record import mapped
+from ganclean.dynamics.state import flatten_state, map_state, ravel, unravel
 from ganclean.optim import Adam, RMSprop
 from ganclean.optim.base import _moving
-from ganclean.training.state import flatten_state, map_state, ravel, unravel
 from tests.practice import PRACTICE, perceptrons, practised
-from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_trainer
+from tests.toy_gans import OPTIMIZERS, toy_cleanser, toy_data, toy_trainer
 
 X = toy_data()
 
@@ -31,7 +32,7 @@ def relative_error(found, expected):
 def test_the_secant_agrees_with_the_exact_scheme_to_second_order_in_delta(optimizer, update):
     def influence(backend):
         settings = {"optimizer": OPTIMIZERS[optimizer], "update": update}
-        return toy_cleaner(backend=backend, **settings).fit(X).influence_
+        return toy_cleanser(backend=backend, **settings).fit(X).influence_
 
     exact = influence(ITD(derivative="exact"))
     wide, half = (np.abs(influence(ITD(delta=delta)) - exact).max() for delta in (4e-2, 2e-2))
@@ -55,8 +56,8 @@ def test_without_a_direction_any_width_will_do():
 def feature(request):
     """What both schemes need of the fifth step of a run with some feature, and its two states."""
     networks, data, y, settings = practised(request.param)
-    cleaner = toy_cleaner(networks, **{"n_epochs": 2, **settings}).fit(data, y)
-    trajectory = cleaner.trajectory_
+    cleanser = toy_cleanser(networks, **{"n_epochs": 2, **settings}).fit(data, y)
+    trajectory = cleanser.trajectory_
     record = trajectory[5]
     return trajectory.step, trajectory.state(5), trajectory.state(6), record, trajectory.source[record.indices]
 
@@ -65,19 +66,18 @@ def random_cotangent(step, state, seed=0):
     """Any cotangent, but for tensors that only rounding errors move, which the secant leaves out by intention."""
     generator = torch.Generator().manual_seed(seed)
     noise = map_state(lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype), step.differentiable(state))
-    for player in ("generator", "discriminator"):
-        square = getattr(state, f"moments_{player}").get("square", {})
+    for player in ("G", "D"):
+        square = state.moments[player].get("square", {})
         if square:
-            moving = _moving(square)
-            params = getattr(noise, player)
-            noise = noise._replace(**{player: unravel(ravel(params) * moving, params)})
+            params = noise.params[player]
+            noise.params[player] = unravel(ravel(params) * _moving(square), params)
     return noise
 
 
 def assert_alike(args, cotangents, secant, tolerance):
     """Every tensor relative to its own size, unless that is negligible."""
     for pair in zip(exact_adjoint(*args, cotangents), secant_adjoint(*args, cotangents, secant=secant), strict=True):
-        exact, found = ({**flatten_state(a.cotangent), "weights": a.weights, **a.push} for a in pair)
+        exact, found = ({**flatten_state(a.cotangent), "weights": a.weights, **dict(zip("DG", a.pushes))} for a in pair)
         largest = max(float(t.abs().max()) for t in exact.values())
         for name, expected in exact.items():
             size = max(float(expected.abs().max()), 1e-6 * largest)
@@ -103,23 +103,23 @@ def test_both_schemes_pull_any_cotangents_back_alike(feature, secant):
 
 
 @both_schemes
-@pytest.mark.parametrize("kept", ["generator", "discriminator", "average", "buffers", "moments"])
+@pytest.mark.parametrize("kept", ["params", "averages", "buffers", "moments"])
 def test_both_schemes_pull_parts_of_a_cotangent_back_alike(feature, kept):
     step, _, after, _, _ = feature
     cotangent = random_cotangent(step, after)
     zero = map_state(torch.zeros_like, cotangent)
-    parts = {name: part for name, part in cotangent._asdict().items() if name.split("_")[0] == kept}
+    parts = {kept: getattr(cotangent, kept)}
     assert_alike(feature, [zero._replace(**parts), zero], Secant(1e-4), 1e-5)
 
 
-def test_an_adjoint_keeps_no_graph(cleaner):
-    trajectory = cleaner.trajectory_
+def test_an_adjoint_keeps_no_graph(cleanser):
+    trajectory = cleanser.trajectory_
     record, states = trajectory[5], (trajectory.state(5), trajectory.state(6))
-    for cotangent in (cleaner.gradients_["FID"], random_cotangent(trajectory.step, states[1])):
+    for cotangent in (cleanser.gradients_["FID"], random_cotangent(trajectory.step, states[1])):
         args = trajectory.step, *states, record, trajectory.source[record.indices], [cotangent]
         for adjoint in (exact_adjoint, secant_adjoint):
             (one,) = adjoint(*args)
-            tensors = [one.weights, *one.push.values(), *flatten_state(one.cotangent).values()]
+            tensors = [one.weights, *one.pushes, *flatten_state(one.cotangent).values()]
             assert not any(t.requires_grad for t in [*tensors, *flatten_state(cotangent).values()])
 
 
@@ -128,7 +128,7 @@ def test_the_secant_is_exact_for_quadratic_losses_however_wide():
     networks = nn.Linear(3, 2).double(), nn.Linear(2, 1).double()
     settings = {"loss": "least_squares", "optimizer": OPTIMIZERS["adam"]}
     exact, wide = (
-        toy_cleaner(networks, backend=backend, **settings).fit(X).influence_
+        toy_cleanser(networks, backend=backend, **settings).fit(X).influence_
         for backend in (ITD(derivative="exact"), ITD(delta=1.0))
     )
     np.testing.assert_allclose(wide, exact, rtol=1e-8)
@@ -136,7 +136,7 @@ def test_the_secant_is_exact_for_quadratic_losses_however_wide():
 
 def test_perturbations_repeat_and_vanish_with_their_size():
     def influence(**settings):
-        return toy_cleaner(backend=ITD(delta=1e-4, **settings)).fit(X).influence_
+        return toy_cleanser(backend=ITD(delta=1e-4, **settings)).fit(X).influence_
 
     plain, noisy = influence(), influence(n_perturbations=2)
     assert np.array_equal(influence(n_perturbations=2), noisy)
@@ -148,9 +148,9 @@ def test_perturbations_repeat_and_vanish_with_their_size():
 
 def test_perturbations_average_out():
     def influence(n, perturbation=0.05):
-        return toy_cleaner(backend=ITD(1, n_perturbations=n, perturbation=perturbation)).fit(X).influence_
+        return toy_cleanser(backend=ITD(1, n_perturbations=n, perturbation=perturbation)).fit(X).influence_
 
-    plain = toy_cleaner(backend=ITD(1)).fit(X).influence_
+    plain = toy_cleanser(backend=ITD(1)).fit(X).influence_
     assert relative_error(influence(64), plain) < 0.5 * relative_error(influence(1), plain)
 
 
@@ -225,9 +225,9 @@ SIZES = {
 }
 
 
-def traced(cleaner, adjoint):
+def traced(cleanser, adjoint):
     """Influences, and the cotangent of the first state, as vectors."""
-    trajectory, cotangent = cleaner.trajectory_, cleaner.gradients_["FID"]
+    trajectory, cotangent = cleanser.trajectory_, cleanser.gradients_["FID"]
     influence = torch.zeros(len(trajectory.source), dtype=torch.float64)
     for t in reversed(range(len(trajectory))):
         record, real = trajectory[t], trajectory.source[trajectory[t].indices]
@@ -240,9 +240,9 @@ def traced(cleaner, adjoint):
 def errors(make, optimizer, dtype, *secants):
     """For each secant, the relative errors of influences and cotangents against the exact derivative."""
     networks = [network.to(dtype) for network in make()]
-    cleaner = toy_cleaner(networks, backend=ITD(1), optimizer=optimizer, n_epochs=4).fit(X)
-    exact = traced(cleaner, exact_adjoint)
-    found = [traced(cleaner, partial(secant_adjoint, secant=secant)) for secant in secants]
+    cleanser = toy_cleanser(networks, backend=ITD(1), optimizer=optimizer, n_epochs=4).fit(X)
+    exact = traced(cleanser, exact_adjoint)
+    found = [traced(cleanser, partial(secant_adjoint, secant=secant)) for secant in secants]
     return [max(map(relative_error, one, exact)) for one in found]
 
 
@@ -280,21 +280,21 @@ def with_needless_biases():
 def test_gradients_that_are_rounding_errors_do_not_drown_the_others(optimizer):
     settings = {"optimizer": optimizer, "n_epochs": 4}
     networks = [network.float() for network in with_needless_biases()]
-    cleaner = toy_cleaner(networks, backend=ITD(1), **settings).fit(X)
+    cleanser = toy_cleanser(networks, backend=ITD(1), **settings).fit(X)
     # The truth: exact derivatives at the same states in double precision, where the errors are far smaller than the
     # moments that single precision has left.
     step = toy_trainer(**settings).make_step(*with_needless_biases())
-    trajectory, cotangent = cleaner.trajectory_, map_state(in_double, cleaner.gradients_["FID"])
+    trajectory, cotangent = cleanser.trajectory_, map_state(in_double, cleanser.gradients_["FID"])
     exact = torch.zeros(len(X), dtype=torch.float64)
     for t in reversed(range(len(trajectory))):
         record = trajectory[t]
-        record = replace(record, latents_d=record.latents_d.double(), latents_g=record.latents_g.double())
+        record = mapped(record, in_double)
         states = (map_state(in_double, trajectory.state(i)) for i in (t, t + 1))
         (one,) = exact_adjoint(step, *states, record, torch.from_numpy(X[record.indices.numpy()]), [cotangent])
         exact[record.indices] -= one.weights
         cotangent = one.cotangent
     for delta in (1e-2, 1e-3):
-        found = traced(cleaner, partial(secant_adjoint, secant=Secant(delta)))[0]
+        found = traced(cleanser, partial(secant_adjoint, secant=Secant(delta)))[0]
         assert relative_error(found, exact) < 0.05, delta
 
 

@@ -15,7 +15,7 @@ from ganclean.losses import R1, GradientPenalty
 from ganclean.metrics import FID, DiscriminatorLoss
 from tests.practice import perceptrons as normalised
 from tests.reference.finite_differences import finite_difference_influences, largest_error
-from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks
+from tests.toy_gans import OPTIMIZERS, toy_cleanser, toy_data, toy_networks
 
 X = toy_data()
 SECANT = ITD(derivative="secant", delta=1e-4)
@@ -24,7 +24,7 @@ EXACT = ITD(derivative="exact")
 
 @pytest.fixture
 def no_training(monkeypatch):
-    monkeypatch.setattr(GANTrainer, "record", lambda *_, **__: pytest.fail("training has begun"))
+    monkeypatch.setattr(GANTrainer, "train", lambda *_, **__: pytest.fail("training has begun"))
 
 
 class Tanh(Function):
@@ -110,7 +110,7 @@ def metrics():
 
 def influences(networks, backend=SECANT, **settings):
     settings = {"optimizer": OPTIMIZERS["adam"]} | settings
-    return toy_cleaner(networks, metric=metrics(), backend=backend, **settings).fit(X).influences_
+    return toy_cleanser(networks, metric=metrics(), backend=backend, **settings).fit(X).influences_
 
 
 @pytest.mark.parametrize("function", [Tanh, TanhInTwoParts])
@@ -121,15 +121,15 @@ def test_functions_of_ones_own_that_are_differentiable_once_are_traced(function,
 
 
 def test_fused_attention_in_both_networks_is_traced():
-    cleaner = toy_cleaner(attentive(), metric=metrics(), backend=SECANT, n_epochs=2).fit(X)
+    cleanser = toy_cleanser(attentive(), metric=metrics(), backend=SECANT, n_epochs=2).fit(X)
     rows = [0, 7, 12]
-    expected = finite_difference_influences(cleaner, torch.from_numpy(X), rows=rows)
-    assert largest_error({name: found[rows] for name, found in cleaner.influences_.items()}, expected) < 1e-3
+    expected = finite_difference_influences(cleanser, torch.from_numpy(X), rows=rows)
+    assert largest_error({name: found[rows] for name, found in cleanser.influences_.items()}, expected) < 1e-3
 
 
 def test_outsiders_of_fused_attention_are_scored_like_the_drawn():
-    cleaner = toy_cleaner(attentive(), backend=SECANT, batch_size=16).fit(X)
-    assert largest_error({"": cleaner.score_samples(X)}, {"": cleaner.harmfulness_}) < 1e-6
+    cleanser = toy_cleanser(attentive(), backend=SECANT, batch_size=16).fit(X)
+    assert largest_error({"": cleanser.score_samples(X)}, {"": cleanser.harmfulness_}) < 1e-6
 
 
 @pytest.mark.parametrize("place", ["generator", "discriminator", "both"])

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ganclean import CleansedEstimator, GANInfluence, GANTrainer
 from ganclean.backends import ITD
-from tests.toy_gans import toy_cleaner
+from tests.toy_gans import toy_cleanser
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -94,7 +94,7 @@ def labelled():
 
 
 def cleansed(final=None, **params):
-    cleanser = toy_cleaner(n_epochs=1, batch_size=20).set_params(**params)
+    cleanser = toy_cleanser(n_epochs=1, batch_size=20).set_params(**params)
     return CleansedEstimator(cleanser, LogisticRegression() if final is None else final)
 
 
@@ -146,7 +146,7 @@ def test_cross_validation_cleanses_each_training_part(labelled):
 
 def test_the_cleanser_itself_can_be_cross_validated_by_its_score(labelled):
     X, _ = labelled
-    search = GridSearchCV(toy_cleaner(batch_size=20), {"trainer__n_epochs": [1, 2]}, cv=2, error_score="raise").fit(X)
+    search = GridSearchCV(toy_cleanser(batch_size=20), {"trainer__n_epochs": [1, 2]}, cv=2, error_score="raise").fit(X)
     assert (search.cv_results_["mean_test_score"] < 0).all()
 
 
@@ -179,12 +179,12 @@ def test_frames_go_through_a_cleansed_estimator_with_their_names(labelled):
 def test_as_many_labels_as_instances_are_needed(n_labels, labelled):
     X, _ = labelled
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        toy_cleaner(batch_size=20).fit_resample(X, np.arange(n_labels) % 2)
+        toy_cleanser(batch_size=20).fit_resample(X, np.arange(n_labels) % 2)
 
 
 def test_imbalanced_learns_pipeline_drops_rows_while_fitting_and_keeps_all_in_prediction(labelled):
     X, y = labelled
-    pipeline = make_resampling_pipeline(toy_cleaner(batch_size=20, n_remove=11), LogisticRegression()).fit(X, y)
+    pipeline = make_resampling_pipeline(toy_cleanser(batch_size=20, n_remove=11), LogisticRegression()).fit(X, y)
     cleanser, model = pipeline
     assert cleanser.support_.sum() == 49
     assert np.array_equal(model.coef_, LogisticRegression().fit(X[cleanser.support_], y[cleanser.support_]).coef_)
@@ -194,13 +194,13 @@ def test_imbalanced_learns_pipeline_drops_rows_while_fitting_and_keeps_all_in_pr
 
 def test_imbalanced_learns_pipeline_works_without_labels(labelled):
     X, _ = labelled
-    pipeline = make_resampling_pipeline(toy_cleaner(batch_size=20, n_remove=11), PCA(1)).fit(X)
+    pipeline = make_resampling_pipeline(toy_cleanser(batch_size=20, n_remove=11), PCA(1)).fit(X)
     assert np.array_equal(pipeline[-1].mean_, X[pipeline[0].support_].mean(axis=0))
 
 
 def test_a_fitted_pipeline_of_imbalanced_learn_can_be_cloned_and_fitted_again(labelled):
     X, y = labelled
-    pipeline = make_resampling_pipeline(toy_cleaner(batch_size=20), LogisticRegression()).fit(X, y)
+    pipeline = make_resampling_pipeline(toy_cleanser(batch_size=20), LogisticRegression()).fit(X, y)
     again = clone(pipeline).fit(X, y)
     assert np.array_equal(again.predict_proba(X), pipeline.predict_proba(X))
 
@@ -208,15 +208,15 @@ def test_a_fitted_pipeline_of_imbalanced_learn_can_be_cloned_and_fitted_again(la
 def test_the_pipeline_of_scikit_learn_refuses_a_step_that_drops_rows(labelled):
     X, y = labelled
     with pytest.raises(TypeError, match="All intermediate steps should be transformers"):
-        make_pipeline(toy_cleaner(), LogisticRegression()).fit(X, y)
+        make_pipeline(toy_cleanser(), LogisticRegression()).fit(X, y)
 
 
 def test_the_sample_weights_serve_an_estimator_that_takes_weights(labelled):
     X, y = labelled
-    cleaner = toy_cleaner(batch_size=20).fit(X)
-    assert ((cleaner.sample_weight_ >= 0) & (cleaner.sample_weight_ <= 1)).all()
-    weighted = Ridge().fit(X, y, sample_weight=cleaner.sample_weight_)
-    np.testing.assert_allclose(weighted.coef_, Ridge().fit(X[cleaner.support_], y[cleaner.support_]).coef_)
+    cleanser = toy_cleanser(batch_size=20).fit(X)
+    assert ((cleanser.sample_weight_ >= 0) & (cleanser.sample_weight_ <= 1)).all()
+    weighted = Ridge().fit(X, y, sample_weight=cleanser.sample_weight_)
+    np.testing.assert_allclose(weighted.coef_, Ridge().fit(X[cleanser.support_], y[cleanser.support_]).coef_)
 
 
 def test_the_representation_names_what_differs_from_the_defaults():

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from ganclean import Trajectory
+from ganclean.dynamics.record import StepRecord, UpdateRecord
+from ganclean.dynamics.state import flatten_state
 from ganclean.exceptions import TrajectoryError
-from ganclean.training.record import StepRecord
-from ganclean.training.state import flatten_state
-from ganclean.training.store import FolderStore, MemoryStore
-from tests.toy_gans import toy_cleaner, toy_networks, toy_trainer
+from ganclean.runs.store import FolderStore, MemoryStore
+from tests.toy_gans import toy_cleanser, toy_networks, toy_trainer
 
 DESCRIPTION = {
     "n_steps": 6,
@@ -51,27 +51,65 @@ def written(request, tmp_path):
     return write
 
 
-def assert_same_record(ours, theirs):
-    for name in StepRecord.__dataclass_fields__:
-        one, other = getattr(ours, name), getattr(theirs, name)
-        assert type(one) is type(other), name
-        if isinstance(one, torch.Tensor):
-            assert one.dtype == other.dtype and torch.equal(one, other), name
-        else:
-            assert one == other, name
+def assert_same(one, other, name=""):
+    assert type(one) is type(other), name
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), name
+    elif isinstance(one, (StepRecord, UpdateRecord)):
+        for field in one.__dataclass_fields__:
+            assert_same(getattr(one, field), getattr(other, field), f"{name}/{field}")
+    elif isinstance(one, dict):
+        assert list(one) == list(other), name
+        for key in one:
+            assert_same(one[key], other[key], f"{name}/{key}")
+    elif isinstance(one, (tuple, list)):
+        assert len(one) == len(other), name
+        for i, both in enumerate(zip(one, other)):
+            assert_same(*both, f"{name}/{i}")
+    else:
+        assert one == other, name
 
 
 LATENTS = torch.arange(6.0).view(2, 3)
+LABELS = torch.tensor([1, 0]), torch.tensor([0, 2])
+SETTINGS = {"lr": 0.1 + 0.2, "betas": (0.5, 0.9), "nesterov": True}
+
+
+def of_d(**changes):
+    return UpdateRecord("D", **changes)
+
+
+def of_g(**changes):
+    return UpdateRecord("G", **changes)
+
+
 RECORDS = {
-    "of a seed": {},
-    "alternating": {"latents_d": LATENTS, "latents_g": LATENTS + 1},
-    "critic": {"latents_d": LATENTS, "updates_generator": False, "number_d": 5, "number_g": 1},
+    "of a seed": {"updates": (of_d(), of_g())},
+    "alternating": {"updates": (of_d(draws={"latents": LATENTS}), of_g(draws={"latents": LATENTS + 1}))},
+    "critic": {"updates": (of_d(draws={"latents": LATENTS}, number=5),)},
     "conditional": {
-        "labels_d": torch.tensor([1, 0]),
-        "labels_g": torch.tensor([0, 2]),
-        "mixing": torch.tensor([0.1, 1]),
+        "updates": (
+            of_d(draws={"labels": LABELS[0], "mixing": torch.tensor([0.1, 1])}),
+            of_g(draws={"labels": LABELS[1]}),
+        ),
     },
-    "scheduled": {"settings_d": {"lr": 0.1 + 0.2, "betas": (0.5, 0.9), "nesterov": True}, "settings_g": {"lr": 1e-300}},
+    "scheduled": {"updates": (of_d(settings=SETTINGS), of_g(settings={"lr": 1e-300}))},
+    "simultaneous": {"updates": (of_d(), of_g(samples_of=0, meets={"D": 0}))},
+    "of one's own loop": {
+        "updates": (
+            of_g(passes=("generator",), calls={"G": (0,), "D": (0, 2)}),
+            of_d(
+                draws={
+                    "inputs": (([LATENTS, LATENTS + 1],), {"inject_index": 3, "names": ["a", None], "scale": 0.5}),
+                    "output": (0,),
+                    "beside": {"real": ((LABELS[0],), {})},
+                }
+            ),
+        ),
+        "x": torch.ones(2, 5),
+        "shifts": {"G/1.running_mean": torch.tensor([0.5])},
+        "random": {"cpu": torch.get_rng_state()},
+    },
 }
 
 
@@ -80,11 +118,12 @@ def test_a_record_is_kept_as_it_was_given(changes, written):
     records = [make_record(t, **changes) for t in range(5)]
     store = written(*records)
     for t in (0, 4, 1, 3, 2):
-        assert_same_record(store.record(t), records[t])
+        assert_same(store.record(t), records[t])
 
 
 def test_shared_latents_stay_one_tensor(written):
-    store = written(make_record(0, latents_d=LATENTS, latents_g=LATENTS), make_record(1))
+    shared = of_d(draws={"latents": LATENTS}), of_g(draws={"latents": LATENTS})
+    store = written(make_record(0, updates=shared), make_record(1))
     assert store.record(0).latents_g is store.record(0).latents_d is not None or isinstance(store, FolderStore)
     record = store.record(0)
     assert record.latents_g is record.latents_d and torch.equal(record.latents_d, LATENTS)
@@ -110,7 +149,7 @@ def test_a_run_of_many_steps_is_small_on_disk_and_read_once(tmp_path, monkeypatc
     store = FolderStore(tmp_path / "run")
     store.start(DESCRIPTION, initial_state())
     for t in range(2000):
-        store.add(make_record(t, settings_d={"lr": 0.1}))
+        store.add(make_record(t, updates=(of_d(settings={"lr": 0.1}),)))
     store.checkpoint(2000, initial_state())
     size = sum(path.stat().st_size for path in (tmp_path / "run").glob("steps-*"))
     assert size < 2000 * 400
@@ -135,7 +174,7 @@ def test_the_way_over_the_border_of_two_segments_and_back_reads_each_once(record
 @pytest.fixture(scope="module")
 def recorded(X, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded") / "run"
-    toy_cleaner(store=folder, checkpoint_every=4).fit(X)
+    toy_cleanser(store=folder, checkpoint_every=4).fit(X)
     return folder
 
 
@@ -146,11 +185,11 @@ def folder(recorded, tmp_path):
 
 
 def trace(folder, X):
-    return toy_cleaner(checkpoint_every=4).fit(X, trajectory=folder)
+    return toy_cleanser(checkpoint_every=4).fit(X, trajectory=folder)
 
 
 def resume(folder, X):
-    return toy_cleaner(store=folder, checkpoint_every=4).fit(X)
+    return toy_cleanser(store=folder, checkpoint_every=4).fit(X)
 
 
 def test_the_files_of_a_run(folder):
@@ -172,7 +211,7 @@ def test_a_damaged_file_is_named(name, content, read, folder, X):
 @pytest.mark.parametrize("read", [trace, resume])
 @pytest.mark.parametrize("name", [STATES[1], SEGMENTS[0]])
 def test_a_file_of_another_run_is_named(name, read, folder, X, tmp_path):
-    toy_cleaner(store=tmp_path / "other", checkpoint_every=4).fit(X)
+    toy_cleanser(store=tmp_path / "other", checkpoint_every=4).fit(X)
     shutil.copy(tmp_path / "other" / f"{name}.safetensors", folder)
     with pytest.raises(TrajectoryError, match=rf"is damaged: {name}\.safetensors belongs to another run"):
         read(folder, X)
@@ -212,7 +251,7 @@ def test_steps_without_their_manifest_are_not_overwritten(folder, X):
     assert {path.name for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe\x00", b"[1, 2]", b'{"format": 2}', b'{"format": 99}'])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe\x00", b"[1, 2]", b'{"format": 3}', b'{"format": 99}'])
 def test_a_folder_that_holds_no_trajectory_is_refused(content, folder, X):
     for path in folder.iterdir():
         path.unlink()
@@ -225,9 +264,10 @@ def test_a_folder_that_holds_no_trajectory_is_refused(content, folder, X):
                 read(folder)
 
 
-def test_an_older_format_is_refused_by_name(folder, X):
+@pytest.mark.parametrize("older", [1, 2])
+def test_an_older_format_is_refused_by_name(older, folder, X):
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": older}))
     with pytest.raises(TrajectoryError, match=r"has a format that this version does not read\. Train again"):
         trace(folder, X)
 
@@ -265,7 +305,7 @@ def test_memory_keeps_no_progress():
 
 def test_a_state_is_read_back_with_its_order_types_and_alignment(folder, X):
     state = flatten_state(FolderStore(folder).state(8))
-    kept = flatten_state(toy_cleaner(checkpoint_every=4).fit(X).trajectory_.state(8))
+    kept = flatten_state(toy_cleanser(checkpoint_every=4).fit(X).trajectory_.state(8))
     assert list(state) == list(kept)
     for path, tensor in state.items():
         assert torch.equal(tensor, kept[path]) and tensor.dtype == kept[path].dtype

@@ -1,3 +1,4 @@
+import json
 import weakref
 from collections import deque
 from contextlib import nullcontext
@@ -5,18 +6,27 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from torch import nn
 
 from ganclean import GANInfluence, Trajectory
 from ganclean.backends import ITD
+from ganclean.dynamics.state import (
+    TrainingState,
+    empty_parts,
+    flatten_state,
+    map_state,
+    ravel,
+    unflatten_state,
+    unravel,
+)
 from ganclean.exceptions import NetworkError, ReplayMismatchError, TrajectoryError
 from ganclean.metrics import SampleMean
 from ganclean.optim import SGD
-from ganclean.training.checkpoints import size_of
-from ganclean.training.state import TrainingState, flatten_state, map_state, ravel, unflatten_state, unravel
-from ganclean.training.store import FolderStore
+from ganclean.runs.checkpoints import size_of
+from ganclean.runs.store import FolderStore
 from ganclean.validation import counterfactual_retrain
-from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks, toy_trainer
+from tests.toy_gans import OPTIMIZERS, toy_cleanser, toy_data, toy_networks, toy_trainer
 
 FULL = {"optimizer": OPTIMIZERS["adam"], "ema_decay": 0.9}
 
@@ -27,7 +37,7 @@ def with_dropout():
 
 
 def fitted(X, **settings):
-    return toy_cleaner(with_dropout(), **(FULL | settings)).fit(X)
+    return toy_cleanser(with_dropout(), **(FULL | settings)).fit(X)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +62,12 @@ def folder(recorded_folder, tmp_path):
     return copied
 
 
-def assert_same_run(cleaner, original):
-    assert np.array_equal(cleaner.influence_, original.influence_)
-    assert cleaner.metric_value_ == original.metric_value_
+def assert_same_run(cleanser, original):
+    assert np.array_equal(cleanser.influence_, original.influence_)
+    assert cleanser.metric_value_ == original.metric_value_
     for t in range(len(original.trajectory_) + 1):
         expected = flatten_state(original.trajectory_.state(t))
-        state = flatten_state(cleaner.trajectory_.state(t))
+        state = flatten_state(cleanser.trajectory_.state(t))
         assert state.keys() == expected.keys()
         assert all(torch.equal(tensor, expected[path]) for path, tensor in state.items())
 
@@ -101,15 +111,15 @@ def test_the_first_state_is_that_of_the_given_networks_and_the_last_that_of_the_
     assert all(torch.equal(first.generator[name], p) for name, p in generator.named_parameters())
     assert all(torch.equal(first.average[name], p) for name, p in generator.named_parameters())
     assert all(torch.equal(first.discriminator[name], p) for name, p in discriminator.named_parameters())
-    assert not any(m.any() for m in first.moments_generator["mean"].values())
+    assert not any(m.any() for m in first.moments["G"]["mean"].values())
     assert all(torch.equal(last.average[name], p) for name, p in original.generator_.named_parameters())
     assert all(torch.equal(last.discriminator[name], p) for name, p in original.discriminator_.named_parameters())
 
 
 def test_only_the_traced_epochs_are_kept_and_the_others_are_recomputed(X, original):
-    cleaner = toy_cleaner(with_dropout(), backend=ITD(last_epochs=1), **FULL).fit(X)
-    assert list(cleaner.trajectory_.store.kept()) == [0, 6, 7, 8, 9]
-    again = cleaner.set_params(backend=ITD()).fit(X, trajectory=cleaner.trajectory_)
+    cleanser = toy_cleanser(with_dropout(), backend=ITD(last_epochs=1), **FULL).fit(X)
+    assert list(cleanser.trajectory_.store.kept()) == [0, 6, 7, 8, 9]
+    again = cleanser.set_params(backend=ITD()).fit(X, trajectory=cleanser.trajectory_)
     assert np.array_equal(again.influence_, original.influence_)
 
 
@@ -134,20 +144,20 @@ def test_more_epochs_than_trained_cannot_be_traced(epochs, X):
     with pytest.raises(
         ValueError, match=r"last_epochs must be None \(the whole run\) or from 1 to the 3 trained epochs"
     ):
-        toy_cleaner(backend=ITD(last_epochs=epochs)).fit(X)
+        toy_cleanser(backend=ITD(last_epochs=epochs)).fit(X)
 
 
 def test_a_folder_is_traced_again_to_the_same_influences(folder, X, original):
-    again = toy_cleaner(with_dropout(), **FULL).fit(X, trajectory=folder)
+    again = toy_cleanser(with_dropout(), **FULL).fit(X, trajectory=folder)
     assert_same_run(again, original)
-    reopened = toy_cleaner(with_dropout(), **FULL).fit(X, trajectory=Trajectory.open(folder))
+    reopened = toy_cleanser(with_dropout(), **FULL).fit(X, trajectory=Trajectory.open(folder))
     assert np.array_equal(reopened.influence_, original.influence_)
 
 
 def test_a_trajectory_can_be_traced_again_for_another_metric_and_scheme(folder, X):
     settings = {"metric": "log_likelihood", "backend": ITD(last_epochs=2, derivative="exact")}
-    again = toy_cleaner(with_dropout(), **settings, **FULL).fit(X, trajectory=folder)
-    anew = toy_cleaner(with_dropout(), **settings, **FULL).fit(X)
+    again = toy_cleanser(with_dropout(), **settings, **FULL).fit(X, trajectory=folder)
+    anew = toy_cleanser(with_dropout(), **settings, **FULL).fit(X)
     assert np.array_equal(again.influence_, anew.influence_)
 
 
@@ -161,7 +171,7 @@ def test_an_opened_trajectory_says_that_it_knows_no_networks_yet(folder):
 def test_a_lost_state_is_recomputed(folder, X, original):
     (folder / "state-00000005.safetensors").unlink()
     (folder / "state-00000009.safetensors").unlink()
-    assert_same_run(toy_cleaner(with_dropout(), **FULL).fit(X, trajectory=folder), original)
+    assert_same_run(toy_cleanser(with_dropout(), **FULL).fit(X, trajectory=folder), original)
 
 
 def wider():
@@ -178,18 +188,49 @@ def other_activation():
 
 MISMATCHES = {
     "function": ({"networks": other_activation()}, {}, "of another model"),
-    "model": (
-        {"networks": wider()},
+    "model": ({"networks": wider()}, {}, r"of another model: .* \(G.0.bias: recorded \[6\] float64, given \[7\]"),
+    "rule": ({"optimizer": SGD(lr=0.5)}, {}, r"of other training settings \(update D, optimizer, class: .*Adam, .*SGD"),
+    "rule's parameter": (
+        {"optimizer": clone(FULL["optimizer"]).set_params(eps=1e-4)},
         {},
-        r"of another model: .* \(generator.0.bias: recorded \[6\] float64, given \[7\]",
+        r"of other training settings \(update D, optimizer, eps: recorded 0.001, given 0.0001\)",
     ),
-    "rule": ({"optimizer": SGD(lr=0.5)}, {}, r"of another model|of other training settings \(optimizer"),
-    "loss": ({"loss": "hinge"}, {}, r"other training settings \(loss: recorded NonSaturating\(\), given Hinge\(\)\)"),
-    "rate": ({"ema_decay": 0.8}, {}, r"other training settings \(ema_decay: recorded 0.9, given 0.8\)"),
+    "loss": (
+        {"loss": "hinge"},
+        {},
+        r"other training settings \(update D, objective, loss, class: recorded .*NonSaturating, given .*Hinge\)",
+    ),
+    "rate": ({"ema_decay": 0.8}, {}, r"other training settings \(averages, G, decay: recorded 0.9, given 0.8\)"),
     "epochs": ({"n_epochs": 4}, {}, r"other training settings \(n_epochs: recorded 3, given 4\)"),
     "content": ({}, {"scale": 1.0 + 1e-12}, "of other data: the content of X differs from what was trained on"),
     "length": ({}, {"n_samples": 18}, "of other data: the content of X differs from what was trained on"),
 }
+
+
+@pytest.mark.parametrize(("key", "name"), [("version", "ganclean"), ("torch", "PyTorch")])
+def test_a_trajectory_of_other_versions_is_traced_with_a_warning(key, name, folder, X, original):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, key: "0.0.1"}))
+    with pytest.warns(UserWarning, match=rf"was recorded with {name} 0\.0\.1, and this is \d+\."):
+        assert_same_run(toy_cleanser(with_dropout(), **FULL).fit(X, trajectory=folder), original)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_trajectory_of_the_same_versions_is_traced_without_a_warning(folder, X):
+    toy_cleanser(with_dropout(), **FULL).fit(X, trajectory=folder)
+
+
+def test_the_trajectory_of_another_estimator_is_left_as_it_was(X):
+    first = fitted(X)
+    trajectory, step, influence = first.trajectory_, first.trajectory_.step, first.influence_.copy()
+    source, budget = trajectory.source, trajectory.memory_budget
+    second = toy_cleanser(with_dropout(), memory_budget=10_000, **FULL)
+    second.fit(X.astype(np.float64).copy(), trajectory=first.trajectory_)
+    assert first.trajectory_ is trajectory and second.trajectory_ is not trajectory
+    assert trajectory.step is step and trajectory.source is source and trajectory.memory_budget == budget
+    assert second.trajectory_.step is not step and second.trajectory_.memory_budget == 10_000
+    assert np.array_equal(second.influence_, influence) and np.array_equal(first.influence_, influence)
+    assert np.array_equal(first.score_samples(X[:3] + 1), second.score_samples(X[:3] + 1))
 
 
 @pytest.mark.parametrize(("changes", "data", "message"), MISMATCHES.values(), ids=MISMATCHES)
@@ -198,7 +239,7 @@ def test_a_trajectory_of_something_else_is_refused(changes, data, message, folde
     settings = FULL | changes
     networks = settings.pop("networks", None) or with_dropout()
     with pytest.raises(TrajectoryError, match=f"The trajectory is .*{message}"):
-        toy_cleaner(networks, **settings).fit(X, trajectory=folder)
+        toy_cleanser(networks, **settings).fit(X, trajectory=folder)
 
 
 def test_settings_may_be_numbers_of_numpy(X, tmp_path):
@@ -249,8 +290,8 @@ def test_memory_in_the_backward_pass_is_one_segment_however_many_steps_are_on_di
 ):
     def most_at_once(n_epochs):
         settings = {"store": tmp_path / str(n_epochs), "checkpoint_every": checkpoint_every, "n_epochs": n_epochs}
-        cleaner = toy_cleaner(**settings).fit(X)
-        return live_states(lambda: cleaner.backend_.fit(cleaner.trajectory_, cleaner.gradients_))
+        cleanser = toy_cleanser(**settings).fit(X)
+        return live_states(lambda: cleanser.backend_.fit(cleanser.trajectory_, cleanser.gradients_))
 
     short, long = most_at_once(2), most_at_once(5)
     assert long == short
@@ -321,10 +362,10 @@ def spoiled(state, path, relative):
     """Return a state with one number changed, relative to the largest magnitude of its tensor."""
     flat = {name: tensor.clone() for name, tensor in flatten_state(state).items()}
     flat[path].view(-1)[0] += relative * float(flat[path].abs().max())
-    return unflatten_state(flat)
+    return unflatten_state(flat, empty_parts(state))
 
 
-PATHS = ["generator/0.weight", "discriminator/2.bias", "moments_generator/square/3.weight", "average/0.bias"]
+PATHS = ["params/G/0.weight", "params/D/2.bias", "moments/G/square/G.3.weight", "averages/G/0.bias"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -348,7 +389,7 @@ def test_a_deviation_of_rounding_is_no_mismatch(X):
 @pytest.mark.parametrize(("relative", "matches"), [(1e-4, True), (1e-2, False), (float("nan"), False)])
 def test_single_precision_is_compared_more_loosely(relative, matches, X):
     networks = [network.float() for network in toy_networks()]
-    trajectory = toy_cleaner(networks, checkpoint_every=4).fit(X).trajectory_
+    trajectory = toy_cleanser(networks, checkpoint_every=4).fit(X).trajectory_
     trajectory.store.checkpoint(8, spoiled(trajectory.state(8), PATHS[0], relative))
     with nullcontext() if matches else pytest.raises(ReplayMismatchError, match="1e-03 is allowed"):
         list(trajectory.backwards(0))
@@ -370,13 +411,13 @@ class Unsteady(nn.Module):
 def test_an_operation_that_is_not_deterministic_is_noticed_before_training(X):
     generator, discriminator = toy_networks()
     with pytest.raises(NetworkError, match="random numbers that are not torch's"):
-        toy_cleaner((generator.insert(1, Unsteady(0)), discriminator)).fit(X)
+        toy_cleanser((generator.insert(1, Unsteady(0)), discriminator)).fit(X)
 
 
 def test_an_operation_that_becomes_random_in_training_is_noticed_by_replay(X):
     generator, discriminator = toy_networks()
     with pytest.raises(ReplayMismatchError, match=r"Recomputing the steps up to step 9 .* not deterministic"):
-        toy_cleaner((generator.insert(1, Unsteady(25)), discriminator), checkpoint_every=5).fit(X)
+        toy_cleanser((generator.insert(1, Unsteady(25)), discriminator), checkpoint_every=5).fit(X)
 
 
 def convolutional():
@@ -394,7 +435,7 @@ def test_states_read_from_disk_and_recomputed_ones_are_the_same_to_the_last_bit_
 
     def influence(**settings):
         settings = {"optimizer": OPTIMIZERS[optimizer], "latent_dim": 13, "batch_size": 17, **settings}
-        return toy_cleaner(convolutional(), metric=SampleMean(n_samples=60), **settings).fit(images).influence_
+        return toy_cleanser(convolutional(), metric=SampleMean(n_samples=60), **settings).fit(images).influence_
 
     expected = influence()
     assert np.array_equal(influence(checkpoint_every=5), expected)
@@ -408,16 +449,16 @@ def test_retraining_without_instances_does_not_depend_on_what_is_kept(settings, 
     removals = [[], [3], [1, 5]]
     expected = {k: counterfactual_retrain(original, removals, last_epochs=k) for k in (1, None)}
     for store in (None, tmp_path / "run"):
-        cleaner = toy_cleaner(with_dropout(), backend=ITD(last_epochs=1), store=store, **FULL, **settings).fit(X)
+        cleanser = toy_cleanser(with_dropout(), backend=ITD(last_epochs=1), store=store, **FULL, **settings).fit(X)
         for last_epochs, values in expected.items():
-            assert np.array_equal(counterfactual_retrain(cleaner, removals, last_epochs=last_epochs), values)
+            assert np.array_equal(counterfactual_retrain(cleanser, removals, last_epochs=last_epochs), values)
 
 
 def test_a_state_survives_flattening(original):
     state = original.trajectory_.state(4)
     flat = flatten_state(state)
-    assert "moments_generator/square/0.weight" in flat
-    again = unflatten_state(flat)
+    assert "moments/G/square/G.0.weight" in flat
+    again = unflatten_state(flat, empty_parts(state))
     assert isinstance(again, TrainingState)
     assert flatten_state(again).keys() == flat.keys()
     assert all(torch.equal(tensor, flat[path]) for path, tensor in flatten_state(again).items())
@@ -433,13 +474,13 @@ def test_a_vector_of_parameters_keeps_names_and_shapes(original):
 def test_a_function_of_states_is_applied_to_corresponding_tensors(original):
     first, last = original.trajectory_.state(0), original.trajectory_.state(9)
     moved = map_state(torch.sub, last, first)
-    expected = last.moments_generator["mean"]["0.weight"]
-    assert torch.equal(moved.moments_generator["mean"]["0.weight"], expected)
+    expected = last.moments["G"]["mean"]["G.0.weight"]
+    assert torch.equal(moved.moments["G"]["mean"]["G.0.weight"], expected)
 
 
 def test_default_networks_can_be_traced_again_from_a_folder(X, tmp_path):
-    def cleaner(store=None):
+    def cleanser(store=None):
         return GANInfluence(trainer=toy_trainer(store=store, n_epochs=1), random_state=2)
 
-    first = cleaner(tmp_path / "run").fit(X)
-    assert np.array_equal(cleaner().fit(X, trajectory=tmp_path / "run").influence_, first.influence_)
+    first = cleanser(tmp_path / "run").fit(X)
+    assert np.array_equal(cleanser().fit(X, trajectory=tmp_path / "run").influence_, first.influence_)

@@ -9,14 +9,14 @@ from ganclean.backends import ITD
 from ganclean.exceptions import NonFiniteError
 from ganclean.metrics import FID, SampleMean
 from ganclean.validation import counterfactual_retrain
-from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks
+from tests.toy_gans import OPTIMIZERS, toy_cleanser, toy_data, toy_networks
 
 X = toy_data(40)
 
 
 def fitted(networks=None, n_epochs=4, metric=None, **backend):
     settings = {"optimizer": OPTIMIZERS["adam"], "batch_size": 8, "n_epochs": n_epochs}
-    return toy_cleaner(networks, metric=metric or FID(n_samples=60), backend=ITD(**backend), **settings).fit(X)
+    return toy_cleanser(networks, metric=metric or FID(n_samples=60), backend=ITD(**backend), **settings).fit(X)
 
 
 def kinked():
@@ -27,14 +27,14 @@ def kinked():
 
 
 def test_the_width_is_the_one_that_best_predicts_real_removals():
-    cleaner = fitted(kinked(), metric=SampleMean(n_samples=200), last_epochs=1, delta="auto")
-    backend = cleaner.backend_
+    cleanser = fitted(kinked(), metric=SampleMean(n_samples=200), last_epochs=1, delta="auto")
+    backend = cleanser.backend_
     assert backend.delta_ == max(backend.calibration_, key=backend.calibration_.get)
     # The same by hand, with the metric itself in place of its gradient.
     rng, groups = np.random.RandomState(0), []
     for _ in range(10):
         groups.append(rng.permutation(len(X))[:2])
-    true = counterfactual_retrain(cleaner, groups, last_epochs=1)
+    true = counterfactual_retrain(cleanser, groups, last_epochs=1)
     for width, correlation in backend.calibration_.items():
         influence = fitted(kinked(), metric=SampleMean(n_samples=200), last_epochs=1, delta=width).influence_
         predicted = [influence[rows].sum() for rows in groups]
@@ -49,7 +49,7 @@ def test_a_calibrated_width_gives_what_the_same_number_gives():
 def test_an_adjoint_that_grows_beyond_all_bounds_stops_the_trace():
     def rough(**backend):
         settings = {"optimizer": OPTIMIZERS["momentum"], "update": "simultaneous", "batch_size": 8, "n_epochs": 30}
-        return toy_cleaner(backend=ITD(**backend), **settings).fit(X).backend_
+        return toy_cleanser(backend=ITD(**backend), **settings).fit(X).backend_
 
     growth = rough().growth_["FID"]
     assert growth > 10
@@ -63,7 +63,7 @@ def test_a_run_that_explodes_is_not_given_numbers():
     with pytest.raises(NonFiniteError):
         # A kink in a narrow secant is a spike, and the recursion multiplies spikes.
         settings = {"optimizer": OPTIMIZERS["adam"].at({"lr": 0.3, "eps": 1e-8}), "n_epochs": 40, "batch_size": 8}
-        toy_cleaner((generator, discriminator), backend=ITD(delta=1e-6), **settings).fit(X)
+        toy_cleanser((generator, discriminator), backend=ITD(delta=1e-6), **settings).fit(X)
 
 
 def test_the_self_check_is_the_distance_of_both_schemes_in_the_last_step():

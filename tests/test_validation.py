@@ -18,55 +18,55 @@ from ganclean.validation import (
 )
 from ganclean.validation.accuracy import extremes_jaccard
 from tests.reference.finite_differences import metric_values
-from tests.toy_gans import OPTIMIZERS, toy_cleaner, toy_data, toy_networks
+from tests.toy_gans import OPTIMIZERS, toy_cleanser, toy_data, toy_networks
 
 REMOVALS = [[], [3], [5, 9], [0, 1, 2, 15]]
 SMOOTH = {"batch_size": 10, "n_epochs": 4, "optimizer": SGD(lr=0.03)}
 
 
-def truth(cleaner, X, removals=REMOVALS, start=0):
+def truth(cleanser, X, removals=REMOVALS, start=0):
     """The metric after eager retraining with the terms of each removal multiplied by zero."""
     values = []
     for rows in removals:
         weights = torch.ones(len(X), dtype=torch.float64)
         weights[rows] = 0
-        values.append(metric_values(cleaner, torch.from_numpy(X.copy()), weights=weights, start=start)[0])
+        values.append(metric_values(cleanser, torch.from_numpy(X.copy()), weights=weights, start=start)[0])
     return np.array(values)
 
 
 @pytest.mark.parametrize("update", ["alternating", "simultaneous"])
 @pytest.mark.parametrize("settings", [{}, {"optimizer": OPTIMIZERS["adam"], "ema_decay": 0.8}])
 def test_retraining_gives_what_an_eager_run_without_the_instances_gives(settings, update, X):
-    cleaner = toy_cleaner(update=update, **settings).fit(X)
-    values = counterfactual_retrain(cleaner, REMOVALS)
+    cleanser = toy_cleanser(update=update, **settings).fit(X)
+    values = counterfactual_retrain(cleanser, REMOVALS)
     assert values.shape == (4,) and values.dtype == np.float64
-    np.testing.assert_allclose(values, truth(cleaner, X), rtol=1e-8)
+    np.testing.assert_allclose(values, truth(cleanser, X), rtol=1e-8)
 
 
 @pytest.mark.parametrize("vectorize", [True, False, "auto"])
 @pytest.mark.parametrize("last_epochs", [None, 2])
-def test_an_empty_removal_reproduces_the_metric(vectorize, last_epochs, cleaner):
-    (value,) = counterfactual_retrain(cleaner, [[]], last_epochs, vectorize=vectorize)
-    assert value == pytest.approx(cleaner.metric_value_, rel=1e-10)
+def test_an_empty_removal_reproduces_the_metric(vectorize, last_epochs, cleanser):
+    (value,) = counterfactual_retrain(cleanser, [[]], last_epochs, vectorize=vectorize)
+    assert value == pytest.approx(cleanser.metric_value_, rel=1e-10)
 
 
 def test_an_empty_removal_reproduces_every_one_of_several_metrics(X):
     metrics = {"few": FID(n_samples=50), "many": FID(n_samples=77)}
     for select in metrics:
-        cleaner = toy_cleaner(metric=metrics, select=select).fit(X)
-        assert counterfactual_retrain(cleaner, [[]])[0] == pytest.approx(cleaner.metric_value_, rel=1e-10)
+        cleanser = toy_cleanser(metric=metrics, select=select).fit(X)
+        assert counterfactual_retrain(cleanser, [[]])[0] == pytest.approx(cleanser.metric_value_, rel=1e-10)
 
 
 @pytest.mark.parametrize(("last_epochs", "start"), [(1, 6), (2, 3), (3, 0)])
-def test_only_the_last_epochs_are_retrained(last_epochs, start, cleaner, X):
-    values = counterfactual_retrain(cleaner, REMOVALS, last_epochs)
-    np.testing.assert_allclose(values, truth(cleaner, X, start=start), rtol=1e-8)
+def test_only_the_last_epochs_are_retrained(last_epochs, start, cleanser, X):
+    values = counterfactual_retrain(cleanser, REMOVALS, last_epochs)
+    np.testing.assert_allclose(values, truth(cleanser, X, start=start), rtol=1e-8)
 
 
 @pytest.mark.parametrize("renormalize", [False, True])
-def test_all_runs_at_once_equal_one_after_another(renormalize, cleaner):
+def test_all_runs_at_once_equal_one_after_another(renormalize, cleanser):
     together, alone, in_chunks = (
-        counterfactual_retrain(cleaner, REMOVALS, renormalize=renormalize, **settings)
+        counterfactual_retrain(cleanser, REMOVALS, renormalize=renormalize, **settings)
         for settings in ({"vectorize": True}, {"vectorize": False}, {"vectorize": True, "chunk_size": 3})
     )
     np.testing.assert_allclose(together, alone, rtol=1e-10)
@@ -79,16 +79,16 @@ def with_dropout():
 
 
 def test_all_runs_at_once_drop_the_same_units_as_one_after_another(X):
-    cleaner = toy_cleaner(with_dropout()).fit(X)
-    together, alone = (counterfactual_retrain(cleaner, REMOVALS, vectorize=v) for v in (True, False))
-    assert alone[0] == pytest.approx(cleaner.metric_value_, rel=1e-10)
+    cleanser = toy_cleanser(with_dropout()).fit(X)
+    together, alone = (counterfactual_retrain(cleanser, REMOVALS, vectorize=v) for v in (True, False))
+    assert alone[0] == pytest.approx(cleanser.metric_value_, rel=1e-10)
     np.testing.assert_allclose(together, alone, rtol=1e-10)
 
 
 def test_renormalised_retraining_takes_the_mean_over_the_remaining_instances(X):
     settings = {"batch_size": 16, "n_epochs": 1, "optimizer": SGD(lr=0.1)}
-    cleaner = toy_cleaner(**settings).fit(X)
-    record, kept = cleaner.trajectory_[0], torch.ones(16, dtype=torch.bool)
+    cleanser = toy_cleanser(**settings).fit(X)
+    record, kept = cleanser.trajectory_[0], torch.ones(16, dtype=torch.bool)
     kept[[4, 7, 8]] = False
 
     generator, discriminator = toy_networks()
@@ -102,55 +102,55 @@ def test_renormalised_retraining_takes_the_mean_over_the_remaining_instances(X):
     with torch.no_grad():
         for p, gradient in zip(generator.parameters(), torch.autograd.grad(deceive, list(generator.parameters()))):
             p -= 0.1 * gradient
-        expected = cleaner.metric_(generator(cleaner._evaluator(60).latents)).item()
+        expected = cleanser.metric_(generator(cleanser.evaluator(60).latents)).item()
     for vectorize in (True, False):
-        (value,) = counterfactual_retrain(cleaner, [[4, 7, 8]], renormalize=True, vectorize=vectorize)
+        (value,) = counterfactual_retrain(cleanser, [[4, 7, 8]], renormalize=True, vectorize=vectorize)
         assert value == pytest.approx(expected, rel=1e-10)
-    assert counterfactual_retrain(cleaner, [[4, 7, 8]])[0] != pytest.approx(expected, rel=1e-6)
+    assert counterfactual_retrain(cleanser, [[4, 7, 8]])[0] != pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_a_batch_may_lose_all_its_instances(vectorize, cleaner):
-    values = counterfactual_retrain(cleaner, [range(16)], renormalize=True, vectorize=vectorize)
+def test_a_batch_may_lose_all_its_instances(vectorize, cleanser):
+    values = counterfactual_retrain(cleanser, [range(16)], renormalize=True, vectorize=vectorize)
     assert np.isfinite(values).all()
 
 
-def test_another_metric_may_judge_the_retrained_generator(cleaner, X):
+def test_another_metric_may_judge_the_retrained_generator(cleanser, X):
     metric = SampleMean(n_samples=30).fit(X)
-    values = counterfactual_retrain(cleaner, [[], [3]], metric=metric)
-    samples = cleaner.generator_(cleaner._evaluator(30).latents)
+    values = counterfactual_retrain(cleanser, [[], [3]], metric=metric)
+    samples = cleanser.generator_(cleanser.evaluator(30).latents)
     assert values[0] == pytest.approx(samples.mean().item(), rel=1e-9)
     assert values[1] != values[0]
 
 
-def test_no_removals_give_no_values(cleaner):
-    assert counterfactual_retrain(cleaner, []).shape == (0,)
+def test_no_removals_give_no_values(cleanser):
+    assert counterfactual_retrain(cleanser, []).shape == (0,)
 
 
 @pytest.mark.parametrize("rows", [[16], [-17], [0.5], np.arange(16) == 3], ids=["16", "-17", "0.5", "mask"])
-def test_rows_that_are_not_there_cannot_be_removed(rows, cleaner):
+def test_rows_that_are_not_there_cannot_be_removed(rows, cleanser):
     with pytest.raises((IndexError, ValueError)):
-        counterfactual_retrain(cleaner, [rows])
+        counterfactual_retrain(cleanser, [rows])
 
 
 def test_convolutional_runs_are_retrained_one_after_another_and_agree_with_all_at_once():
     images = np.tanh(np.random.default_rng(0).normal(size=(12, 1, 4, 4)))
     trainer = GANTrainer(n_epochs=1, batch_size=6, latent_dim=3)
-    cleaner = GANInfluence(trainer=trainer, metric=FID("pixels", n_samples=30), random_state=0).fit(images)
-    auto, together = (counterfactual_retrain(cleaner, [[], [2]], vectorize=v) for v in ("auto", True))
-    assert auto[0] == pytest.approx(cleaner.metric_value_, rel=1e-9)
+    cleanser = GANInfluence(trainer=trainer, metric=FID("pixels", n_samples=30), random_state=0).fit(images)
+    auto, together = (counterfactual_retrain(cleanser, [[], [2]], vectorize=v) for v in ("auto", True))
+    assert auto[0] == pytest.approx(cleanser.metric_value_, rel=1e-9)
     np.testing.assert_allclose(together, auto, rtol=1e-6)
 
 
 def test_nothing_is_validated_before_fit():
     for call in (lambda c: counterfactual_retrain(c, [[]]), estimation_accuracy):
         with pytest.raises(NotFittedError):
-            call(toy_cleaner())
+            call(toy_cleanser())
 
 
 @pytest.fixture(scope="module")
 def smooth():
-    return toy_cleaner(**SMOOTH).fit(toy_data(60))
+    return toy_cleanser(**SMOOTH).fit(toy_data(60))
 
 
 @pytest.mark.parametrize("last_epochs", [None, 1, 2])
@@ -185,9 +185,9 @@ def test_the_influence_of_a_group_is_the_sum_of_its_members(smooth):
     assert accuracy.kendall_tau > 0.8
 
 
-def test_a_window_that_the_cleaner_did_not_trace_is_traced_anew(smooth):
+def test_a_window_that_the_cleanser_did_not_trace_is_traced_anew(smooth):
     accuracy = estimation_accuracy(smooth, n_instances=8, last_epochs=1)
-    last = toy_cleaner(backend=ITD(last_epochs=1), **SMOOTH).fit(toy_data(60))
+    last = toy_cleanser(backend=ITD(last_epochs=1), **SMOOTH).fit(toy_data(60))
     np.testing.assert_allclose(accuracy.predicted, last.influence_[np.concatenate(accuracy.removals)], rtol=1e-9)
 
 
@@ -199,34 +199,34 @@ def test_the_jaccard_index_compares_the_tenths_at_both_ends():
     assert extremes_jaccard(a, swapped_at_one_end) == pytest.approx((1 / 3 + 1) / 2)
 
 
-def test_several_metrics_judge_the_same_retrained_generators(cleaner, X):
-    metrics = {"fid": cleaner.metric_, "mean": SampleMean(n_samples=30).fit(X)}
-    both = counterfactual_retrain(cleaner, REMOVALS, metric=metrics)
+def test_several_metrics_judge_the_same_retrained_generators(cleanser, X):
+    metrics = {"fid": cleanser.metric_, "mean": SampleMean(n_samples=30).fit(X)}
+    both = counterfactual_retrain(cleanser, REMOVALS, metric=metrics)
     assert list(both) == ["fid", "mean"]
-    np.testing.assert_allclose(both["fid"], counterfactual_retrain(cleaner, REMOVALS), rtol=1e-12)
+    np.testing.assert_allclose(both["fid"], counterfactual_retrain(cleanser, REMOVALS), rtol=1e-12)
     np.testing.assert_allclose(
-        both["mean"], counterfactual_retrain(cleaner, REMOVALS, metric=metrics["mean"]), rtol=1e-12
+        both["mean"], counterfactual_retrain(cleanser, REMOVALS, metric=metrics["mean"]), rtol=1e-12
     )
     with pytest.raises(ValueError, match="empty dict"):
-        counterfactual_retrain(cleaner, REMOVALS, metric={})
+        counterfactual_retrain(cleanser, REMOVALS, metric={})
 
 
 @pytest.mark.parametrize("first_step", [0, 4, 8, 9])
-def test_retraining_starts_from_any_recorded_step(first_step, cleaner, X):
-    values = counterfactual_retrain(cleaner, REMOVALS, first_step=first_step)
-    np.testing.assert_allclose(values, truth(cleaner, X, start=first_step), rtol=1e-8)
+def test_retraining_starts_from_any_recorded_step(first_step, cleanser, X):
+    values = counterfactual_retrain(cleanser, REMOVALS, first_step=first_step)
+    np.testing.assert_allclose(values, truth(cleanser, X, start=first_step), rtol=1e-8)
 
 
 @pytest.mark.parametrize("settings", [{"first_step": 10}, {"first_step": -1}, {"first_step": 3, "last_epochs": 1}])
-def test_an_impossible_start_is_refused(settings, cleaner):
+def test_an_impossible_start_is_refused(settings, cleanser):
     with pytest.raises(ValueError, match="first"):
-        counterfactual_retrain(cleaner, REMOVALS, **settings)
+        counterfactual_retrain(cleanser, REMOVALS, **settings)
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_processes_share_the_runs(vectorize, cleaner):
+def test_processes_share_the_runs(vectorize, cleanser):
     alone, shared = (
-        counterfactual_retrain(cleaner, REMOVALS * 2, vectorize=vectorize, n_jobs=n_jobs) for n_jobs in (1, 2)
+        counterfactual_retrain(cleanser, REMOVALS * 2, vectorize=vectorize, n_jobs=n_jobs) for n_jobs in (1, 2)
     )
     np.testing.assert_allclose(shared, alone, rtol=1e-9)
 
@@ -242,38 +242,38 @@ def networks_by_shape():
 
 
 def test_fresh_seeds_train_anew_on_data_without_the_instances(X):
-    cleaner = toy_cleaner(networks_by_shape()).fit(X)
-    values = counterfactual_retrain(cleaner, [[], [3], [0, 1, 2, 15]], seeds=[5, 6])
+    cleanser = toy_cleanser(networks_by_shape()).fit(X)
+    values = counterfactual_retrain(cleanser, [[], [3], [0, 1, 2, 15]], seeds=[5, 6])
     assert values.shape == (2, 3) and len(set(values.ravel().tolist())) == 6
     # The same by the estimator itself, on the remaining rows.
     for seed, row in ((5, values[0]), (6, values[1])):
         rng = np.random.RandomState(seed)
         initial, training = rng.randint(2**31), rng.randint(2**31)
         kept = np.setdiff1d(np.arange(16), [0, 1, 2, 15])
-        trainer, step, source = cleaner._prepare(X[kept], None, initial)
+        trainer, step, source = cleanser.prepare(X[kept], None, initial)
         # 3 epochs of 3 steps on all rows are as many steps as 4.5 epochs of 2 steps on 12 of them.
         trainer.set_params(n_epochs=4)
-        trajectory = trainer.record(step, source, trainer.describe(step, 12, ""), random_state=training)
-        latents = cleaner._evaluator(60).latents
+        trajectory = trainer.train(step, source, trainer.describe(step, 12, ""), random_state=training)
+        latents = cleanser.evaluator(60).latents
         with torch.no_grad():
-            samples = step.sample(trajectory.state(8).generator, {}, latents)
-            assert row[2] == pytest.approx(cleaner.metric_(samples).item(), rel=1e-9)
+            samples = step.sample(trajectory.state(8).params, {"G": {}, "D": {}}, latents)
+            assert row[2] == pytest.approx(cleanser.metric_(samples).item(), rel=1e-9)
 
 
 def test_fresh_seeds_are_shared_by_processes_and_repeat(X):
-    cleaner = toy_cleaner(networks_by_shape(), n_epochs=1).fit(X)
+    cleanser = toy_cleanser(networks_by_shape(), n_epochs=1).fit(X)
     alone, again, shared = (
-        counterfactual_retrain(cleaner, [[], [3, 4]], seeds=[1, 2], n_jobs=n_jobs) for n_jobs in (1, 1, 2)
+        counterfactual_retrain(cleanser, [[], [3, 4]], seeds=[1, 2], n_jobs=n_jobs) for n_jobs in (1, 1, 2)
     )
     assert np.array_equal(alone, again)
     np.testing.assert_allclose(shared, alone, rtol=1e-9)
 
 
-def test_fresh_seeds_start_from_the_beginning_and_need_data(cleaner):
+def test_fresh_seeds_start_from_the_beginning_and_need_data(cleanser):
     with pytest.raises(ValueError, match="seeds train anew"):
-        counterfactual_retrain(cleaner, [[]], 1, seeds=[0])
+        counterfactual_retrain(cleanser, [[]], 1, seeds=[0])
     with pytest.raises(ValueError, match="leaves 1 instances"):
-        counterfactual_retrain(cleaner, [range(15)], seeds=[0])
+        counterfactual_retrain(cleanser, [range(15)], seeds=[0])
 
 
 def noisy_agreement(n, rho=0.8, seed=0):
@@ -319,9 +319,9 @@ def test_the_linear_datamodelling_score_ranks_random_halves(smooth):
 
 
 def test_the_score_under_fresh_seeds_is_of_the_mean_over_them(X):
-    cleaner = toy_cleaner(networks_by_shape(), n_epochs=1).fit(X)
-    score = linear_datamodeling_score(cleaner, n_subsets=6, fraction=0.75, seeds=[1, 2])
-    values = counterfactual_retrain(cleaner, [[], *score.removals], seeds=[1, 2])
+    cleanser = toy_cleanser(networks_by_shape(), n_epochs=1).fit(X)
+    score = linear_datamodeling_score(cleanser, n_subsets=6, fraction=0.75, seeds=[1, 2])
+    values = counterfactual_retrain(cleanser, [[], *score.removals], seeds=[1, 2])
     assert score.true_by_seed.shape == (2, 6) and all(len(rows) == 4 for rows in score.removals)
     np.testing.assert_allclose(score.true_by_seed, values[:, 1:] - values[:, :1], rtol=1e-9)
     np.testing.assert_allclose(score.true, score.true_by_seed.mean(axis=0))

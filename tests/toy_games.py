@@ -64,12 +64,12 @@ def make_game(networks=None, derivative="secant", batch_size=5, n_batch=None, la
     generator, discriminator = toy_networks() if networks is None else networks
     trainer = GANTrainer(latent_dim=3, conditional=labels is not None, **settings)
     step, source = trainer.make_step(generator, discriminator), DataSource(X, labels=labels)
-    chunks = tuple(step.drawn(chunk, source) for chunk in draw_chunks(16, batch_size, n_batch))
+    chunks = tuple(step.drawn(chunk, source) for chunk in draw_chunks(step, 16, batch_size, n_batch))
     return Game(step, step.initial_state(), source, chunks, derivative, 1e-4)
 
 
 def moved_game(game, player, move):
-    params = getattr(game.state, player)
+    params = game.state.params[player]
     pieces = move.split([p.numel() for p in params.values()])
     moved = {n: p + piece.view_as(p) for (n, p), piece in zip(params.items(), pieces)}
-    return replace(game, state=game.state._replace(**{player: moved}))
+    return replace(game, state=game.state._replace(params={**game.state.params, player: moved}))

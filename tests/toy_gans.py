@@ -33,7 +33,7 @@ def toy_trainer(**settings):
     return GANTrainer(**(defaults | settings))
 
 
-def toy_cleaner(networks=None, *, metric=None, backend=None, n_remove=0.25, select=None, **settings):
+def toy_cleanser(networks=None, *, metric=None, backend=None, n_remove=0.25, select=None, **settings):
     generator, discriminator = toy_networks() if networks is None else networks
     return GANInfluence(
         generator,

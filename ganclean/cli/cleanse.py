@@ -105,13 +105,13 @@ def _cleanse(args: argparse.Namespace) -> int:
     cases = []
     for title, X, is_foreign in inputs:
         console.rule(title)
-        cleaner = _cleaner(args, extractor)
-        console.print(str(cleaner.estimate_cost(X)))
-        cleaner.fit(X, X_val=data.X[validation])
+        cleanser = _cleanser(args, extractor)
+        console.print(str(cleanser.estimate_cost(X)))
+        cleanser.fit(X, X_val=data.X[validation])
         if args.jobs is None:
             args.jobs = 1 if torch.cuda.is_available() else min(args.seeds, os.cpu_count() or 1)
         curve = cleansing_curve(
-            cleaner,
+            cleanser,
             data.X[test],
             [_fraction(r, len(X)) for r in args.rates or (RATES[1:] if args.remove == "auto" else (0.05, 0.1, 0.2))],
             selectors=["influence", *(name for name in args.selectors if name != "influence")],
@@ -120,9 +120,9 @@ def _cleanse(args: argparse.Namespace) -> int:
             last_epochs=_retrained_epochs(args),
             n_jobs=args.jobs,
         )
-        trust = trust_report(cleaner, n_probes=args.probes, n_jobs=args.jobs) if args.probes else None
+        trust = trust_report(cleanser, n_probes=args.probes, n_jobs=args.jobs) if args.probes else None
         files = None if data.files is None else [data.files[i] for i in train]
-        case = CleansingCase(title, X, train, cleaner, curve, trust, is_foreign, files)
+        case = CleansingCase(title, X, train, cleanser, curve, trust, is_foreign, files)
         case = replace(case, panels=_panels(case, data.X[test], extractor))
         _summarise(console, case)
         cases.append(case)
@@ -146,7 +146,7 @@ def _retrained_epochs(args: argparse.Namespace) -> int | None:
         raise ValueError(f"--retrain-epochs must be 'traced', 'all' or a number; got {text!r}.") from None
 
 
-def _cleaner(args: argparse.Namespace, extractor: options.Extractor) -> GANInfluence:
+def _cleanser(args: argparse.Namespace, extractor: options.Extractor) -> GANInfluence:
     backend = ITD(last_epochs=args.last_epochs) if args.backend == "itd" else resolve_backend(args.backend)
     return GANInfluence(
         options.imported(args.generator),
@@ -228,7 +228,7 @@ def _describe_backend(backend) -> str:
 def _settings(
     args: argparse.Namespace, data: LoadedData, extractor: options.Extractor, case: CleansingCase, seconds: float
 ) -> dict[str, str]:
-    step = case.cleaner.trajectory_.step
+    step, trainer = case.cleanser.trajectory_.step, case.cleanser.trainer_
     count = {
         name: sum(p.numel() for p in module.parameters())
         for name, module in (("generator", step.generator), ("discriminator", step.discriminator))
@@ -238,10 +238,10 @@ def _settings(
         "networks": ", ".join(
             f"{name} {getattr(args, name) or 'default'} ({n:,} parameters)" for name, n in count.items()
         ),
-        "training": f"{args.epochs} epochs, batch {args.batch_size}, {step.loss!r}, {step.optimizer_generator!r}, "
-        f"{step.update}, moving average {args.ema}",
+        "training": f"{args.epochs} epochs, batch {args.batch_size}, {trainer.loss}, {trainer.optimizer!r}, "
+        f"{trainer.update}, moving average {args.ema}",
         "metric": f"{args.metric} on {extractor[2]}, {args.samples} generated samples",
-        "influence": _describe_backend(case.cleaner.backend_)
+        "influence": _describe_backend(case.cleanser.backend_)
         + (f"; mean over {args.runs} trainings" if args.runs > 1 else ""),
         "removed by": ", ".join(selector_label(name) for name in case.curve.selectors),
         "retraining": f"the {window(case.curve.last_epochs)}, with the same batches and latents, without the removed "

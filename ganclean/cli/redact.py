@@ -14,6 +14,7 @@ from torch import nn
 
 from ganclean._version import __version__
 from ganclean.cli import options
+from ganclean.dynamics.randomness import seeded
 from ganclean.files import LoadedData
 from ganclean.metrics import train_classifier
 from ganclean.networks import default_pair
@@ -27,7 +28,6 @@ from ganclean.redaction import (
 from ganclean.redaction.criteria import as_criterion
 from ganclean.redaction.redactor import METHODS
 from ganclean.reporting.redaction import write_redaction
-from ganclean.training.network import seeded
 from ganclean.training.pretraining import train_gan
 
 Pair = tuple[nn.Module, nn.Module]
@@ -125,13 +125,12 @@ def _pair(args: argparse.Namespace, X: np.ndarray) -> Pair:
         defaults = default_pair(X.shape[1:], args.latent_dim)
         generator, discriminator = (d if make is None else make(X.shape[1:]) for make, d in zip(made, defaults))
     if args.weights is None:
-        return train_gan(
-            X,
-            generator=generator,
-            discriminator=discriminator,
-            trainer=options.trainer_of(args),
-            random_state=args.seed,
+        trainer = options.trainer_of(args)
+        generator, judge = train_gan(
+            X, generator=generator, discriminator=discriminator, trainer=trainer, random_state=args.seed
         )
+        assert judge is not None
+        return generator, judge
     weights = load_file(args.weights)
     for player, module in (("generator", generator), ("discriminator", discriminator)):
         prefix = f"{player}."

@@ -43,8 +43,8 @@ class InfluenceScatterDisplay:
     >>> from ganclean import GANInfluence, GANTrainer
     >>> from ganclean.plotting import InfluenceScatterDisplay
     >>> X = np.random.default_rng(0).normal(size=(60, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=5), random_state=0).fit(X)
-    >>> InfluenceScatterDisplay.from_estimator(cleaner, n_instances=20).ax_.get_xlabel()
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=5), random_state=0).fit(X)
+    >>> InfluenceScatterDisplay.from_estimator(cleanser, n_instances=20).ax_.get_xlabel()
     'predicted change of fid'
     """
 
@@ -86,7 +86,7 @@ class InfluenceScatterDisplay:
     @classmethod
     def from_estimator(
         cls,
-        cleaner: GANInfluence,
+        cleanser: GANInfluence,
         n_instances: int = 100,
         last_epochs: int | str | None = "traced",
         *,
@@ -97,7 +97,7 @@ class InfluenceScatterDisplay:
 
         Parameters
         ----------
-        cleaner : GANInfluence
+        cleanser : GANInfluence
             Fitted.
         n_instances : int, default=100
         last_epochs : int, "traced" or None, default="traced"
@@ -106,9 +106,9 @@ class InfluenceScatterDisplay:
         **settings
             Passed to `ganclean.validation.estimation_accuracy`: `group_size`, `random_state`, `n_jobs`, …
         """
-        epochs = cleaner.backend_.traced_epochs() if isinstance(last_epochs, str) else last_epochs
-        accuracy = estimation_accuracy(cleaner, n_instances, epochs, **settings)
-        return cls.from_agreement(accuracy, metric=cleaner.metric_name_, ax=ax)
+        epochs = cleanser.backend_.traced_epochs() if isinstance(last_epochs, str) else last_epochs
+        accuracy = estimation_accuracy(cleanser, n_instances, epochs, **settings)
+        return cls.from_agreement(accuracy, metric=cleanser.metric_name_, ax=ax)
 
     def plot(self, *, ax=None) -> InfluenceScatterDisplay:
         """Plot the points, and the statistics above them."""

@@ -35,8 +35,8 @@ class CleansingCurveDisplay:
     >>> from ganclean.plotting import CleansingCurveDisplay
     >>> from ganclean.validation import cleansing_curve
     >>> X = np.random.default_rng(0).normal(size=(120, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=2), random_state=0).fit(X[:80])
-    >>> curve = cleansing_curve(cleaner, X[80:], n_seeds=2)
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=2), random_state=0).fit(X[:80])
+    >>> curve = cleansing_curve(cleanser, X[80:], n_seeds=2)
     >>> CleansingCurveDisplay.from_curve(curve, relative=True).ax_.get_xlabel()
     'training instances removed (%)'
     """

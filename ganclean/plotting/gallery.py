@@ -39,13 +39,13 @@ class ImageGridDisplay:
 
     @classmethod
     def from_estimator(
-        cls, cleaner: GANInfluence, X, *, which: str = "harmful", n_shown: int = 16, n_columns: int = 8
+        cls, cleanser: GANInfluence, X, *, which: str = "harmful", n_shown: int = 16, n_columns: int = 8
     ) -> ImageGridDisplay:
         """Show the most harmful or the most helpful training images with their harmfulness.
 
         Parameters
         ----------
-        cleaner : GANInfluence
+        cleanser : GANInfluence
             Fitted.
         X : array-like, Tensor or Dataset
             The images that it was fitted on.
@@ -55,10 +55,10 @@ class ImageGridDisplay:
         """
         if which not in ("harmful", "helpful"):
             raise ValueError(f"which must be 'harmful' or 'helpful'; got {which!r}.")
-        order = np.argsort(-cleaner.harmfulness_ if which == "harmful" else cleaner.harmfulness_, kind="stable")
+        order = np.argsort(-cleanser.harmfulness_ if which == "harmful" else cleanser.harmfulness_, kind="stable")
         rows = order[:n_shown]
         images = as_source(X)[rows.tolist()].float().cpu().numpy()
-        captions = [f"{cleaner.harmfulness_[row]:+.2g}" for row in rows]
+        captions = [f"{cleanser.harmfulness_[row]:+.2g}" for row in rows]
         return cls(images, captions, n_columns, COLORS[which]).plot()
 
     def plot(self) -> ImageGridDisplay:
@@ -123,8 +123,8 @@ class HarmfulnessScatterDisplay:
     >>> from ganclean import GANInfluence, GANTrainer
     >>> from ganclean.plotting import HarmfulnessScatterDisplay
     >>> X = np.random.default_rng(0).normal(size=(60, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=2), random_state=0).fit(X)
-    >>> HarmfulnessScatterDisplay.from_estimator(cleaner, X).ax_.get_xlabel()
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=2), random_state=0).fit(X)
+    >>> HarmfulnessScatterDisplay.from_estimator(cleanser, X).ax_.get_xlabel()
     'column 0'
     """
 
@@ -137,13 +137,13 @@ class HarmfulnessScatterDisplay:
 
     @classmethod
     def from_estimator(
-        cls, cleaner: GANInfluence, X, *, columns: tuple[int, int] = (0, 1), ax=None
+        cls, cleanser: GANInfluence, X, *, columns: tuple[int, int] = (0, 1), ax=None
     ) -> HarmfulnessScatterDisplay:
         """Plot two columns of tabular training data.
 
         Parameters
         ----------
-        cleaner : GANInfluence
+        cleanser : GANInfluence
             Fitted.
         X : array-like, Tensor or Dataset of shape (n_samples, n_features)
             The data that it was fitted on.
@@ -157,9 +157,9 @@ class HarmfulnessScatterDisplay:
                 f"{tuple(source.sample_shape)}. ImageGridDisplay shows images."
             )
         points = source[list(range(len(source)))].double().cpu().numpy()[:, list(columns)]
-        named = getattr(cleaner, "feature_names_in_", None)
+        named = getattr(cleanser, "feature_names_in_", None)
         x, y = (f"column {column}" if named is None else str(named[column]) for column in columns)
-        return cls(points, cleaner.harmfulness_, ~cleaner.support_, cleaner.metric_name_, (x, y)).plot(ax=ax)
+        return cls(points, cleanser.harmfulness_, ~cleanser.support_, cleanser.metric_name_, (x, y)).plot(ax=ax)
 
     def plot(self, *, ax=None) -> HarmfulnessScatterDisplay:
         """Plot the points, the most extreme ones on top."""

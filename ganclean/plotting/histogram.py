@@ -34,8 +34,8 @@ class InfluenceHistogramDisplay:
     >>> from ganclean import GANInfluence, GANTrainer
     >>> from ganclean.plotting import InfluenceHistogramDisplay
     >>> X = np.random.default_rng(0).normal(size=(60, 2))
-    >>> cleaner = GANInfluence(trainer=GANTrainer(n_epochs=2), random_state=0).fit(X)
-    >>> InfluenceHistogramDisplay.from_estimator(cleaner).ax_.get_ylabel()
+    >>> cleanser = GANInfluence(trainer=GANTrainer(n_epochs=2), random_state=0).fit(X)
+    >>> InfluenceHistogramDisplay.from_estimator(cleanser).ax_.get_ylabel()
     'instances'
     """
 
@@ -46,10 +46,10 @@ class InfluenceHistogramDisplay:
         self.std_error = std_error
 
     @classmethod
-    def from_estimator(cls, cleaner: GANInfluence, *, ax=None) -> InfluenceHistogramDisplay:
+    def from_estimator(cls, cleanser: GANInfluence, *, ax=None) -> InfluenceHistogramDisplay:
         """Plot a fitted cleanser's harmfulness."""
-        std_error = cleaner.influence_std_error_
-        return cls(cleaner.harmfulness_, ~cleaner.support_, cleaner.metric_name_, std_error).plot(ax=ax)
+        std_error = cleanser.influence_std_error_
+        return cls(cleanser.harmfulness_, ~cleanser.support_, cleanser.metric_name_, std_error).plot(ax=ax)
 
     def plot(self, *, ax=None) -> InfluenceHistogramDisplay:
         """Plot the histogram, the removed part in another colour."""

@@ -57,7 +57,7 @@ class CleansingCase:
         What was trained on.
     rows : ndarray of shape (n_samples,), int64
         Where these instances are in the data that the user gave.
-    cleaner : GANInfluence
+    cleanser : GANInfluence
         Fitted on X.
     curve : CleansingCurve
         Of ``"influence"`` and other selectors.
@@ -73,7 +73,7 @@ class CleansingCase:
     title: str
     X: np.ndarray
     rows: np.ndarray
-    cleaner: GANInfluence
+    cleanser: GANInfluence
     curve: CleansingCurve
     trust: TrustReport | None = None
     is_foreign: np.ndarray | None = None
@@ -88,12 +88,12 @@ class CleansingCase:
     @property
     def n_removed(self) -> int:
         """How many instances the cleanser dropped."""
-        return int((~self.cleaner.support_).sum())
+        return int((~self.cleanser.support_).sum())
 
     @property
     def chosen(self) -> bool:
         """Whether how much to remove was chosen on validation data."""
-        return self.cleaner.n_remove == "auto"
+        return self.cleanser.n_remove == "auto"
 
     @property
     def shows_values(self) -> bool:
@@ -121,7 +121,7 @@ class CleansingCase:
 
     def samples(self, name: str, n_samples: int) -> np.ndarray:
         """Return samples of the first seed's generator, without removal ("none") or retrained, of the same latents."""
-        evaluator = self.cleaner._evaluator(n_samples)
+        evaluator = self.cleanser.evaluator(n_samples)
         inputs = [evaluator.latents] if evaluator.labels is None else [evaluator.latents, evaluator.labels]
         with torch.no_grad():
             return self.curve.generators[name](*inputs).float().cpu().numpy()
@@ -209,7 +209,7 @@ class CleansingCase:
         """Say what validation data suggested to the cleanser; None where how much to remove was given."""
         if not self.chosen:
             return None
-        values = self.cleaner.removal_values_
+        values = self.cleanser.removal_values_
         return (
             f"On the validation data, {self.curve.metric} was {values[0]:.4g} with nothing removed and best, "
             f"{values[self.n_removed]:.4g}, with {self.n_removed} of {len(self.X)} instances removed."

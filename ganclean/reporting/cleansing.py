@@ -40,7 +40,7 @@ def write_report(folder: str | Path, cases: list[CleansingCase], settings: dict[
     folder.mkdir(parents=True, exist_ok=True)
     main = cases[0]
     write_scores(folder / "scores.csv", main)
-    np.save(folder / "kept.npy", main.rows[main.cleaner.support_])
+    np.save(folder / "kept.npy", main.rows[main.cleanser.support_])
     for name, label in (("none", "before"), ("influence", "after")):
         state = {k: v.detach().clone().contiguous() for k, v in main.curve.generators[name].state_dict().items()}
         save_file(state, folder / f"generator_{label}.safetensors")
@@ -58,9 +58,9 @@ def write_report(folder: str | Path, cases: list[CleansingCase], settings: dict[
 
 def write_scores(path: Path, case: CleansingCase) -> None:
     """Write index, influence, harmfulness and whether it was kept, for each instance, and its file where it has one."""
-    cleaner = case.cleaner
+    cleanser = case.cleanser
     header = ["index", "influence", "harmfulness", "kept", *(["file"] if case.files else [])]
-    columns = [case.rows, cleaner.influence_, cleaner.harmfulness_, cleaner.support_.astype(int)]
+    columns = [case.rows, cleanser.influence_, cleanser.harmfulness_, cleanser.support_.astype(int)]
     if case.files:
         columns.append(np.array(case.files))
     with open(path, "w", newline="", encoding="utf8") as file:
@@ -73,15 +73,15 @@ def _figures(case: CleansingCase) -> dict[str, str]:
     """Return the case's figures as data URLs."""
     displays: dict[str, Any] = {
         "curve": CleansingCurveDisplay.from_curve(case.curve, relative=True),
-        "histogram": InfluenceHistogramDisplay.from_estimator(case.cleaner),
+        "histogram": InfluenceHistogramDisplay.from_estimator(case.cleanser),
     }
     if case.trust is not None:
         displays["trust"] = InfluenceScatterDisplay.from_agreement(case.trust, metric=case.curve.metric)
     if case.X.ndim == 4 and case.X.shape[1] in (1, 3):
         for which in ("harmful", "helpful"):
-            displays[which] = ImageGridDisplay.from_estimator(case.cleaner, case.X, which=which, n_shown=32)
+            displays[which] = ImageGridDisplay.from_estimator(case.cleanser, case.X, which=which, n_shown=32)
         for name in ("none", "influence"):
             displays[f"samples_{name}"] = ImageGridDisplay(case.samples(name, 64), n_columns=8).plot()
     elif case.X.ndim == 2 and case.X.shape[1] == 2:
-        displays["points"] = HarmfulnessScatterDisplay.from_estimator(case.cleaner, case.X)
+        displays["points"] = HarmfulnessScatterDisplay.from_estimator(case.cleanser, case.X)
     return figure_urls(displays)
