@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import suppress
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ganclean.backends import InfluenceBackend, resolve_backend
 from ganclean.cleansing._base import Cleanser
-from ganclean.cleansing.removal import best_count, values_after_removal
+from ganclean.cleansing.removal import best_count, check_replayed, values_after_removal
 from ganclean.data import DataSource, checked_data, fingerprint
 from ganclean.dynamics.capture import AnyStep
 from ganclean.dynamics.network import loaded
-from ganclean.dynamics.randomness import stream
 from ganclean.exceptions import NonFiniteError
 from ganclean.metrics import resolve_metric
 from ganclean.metrics.base import Metric
 from ganclean.metrics.evaluation import Evaluator
 from ganclean.parallel import side_by_side
 from ganclean.progress import Progress, progress_bars
-from ganclean.runs.replay import Replay, proven_end
+from ganclean.runs.replay import Replay
 from ganclean.runs.smoothness import metasmoothness
 from ganclean.runs.trajectory import Trajectory
 from ganclean.training.preparation import attached, labels_for, prepared
 from ganclean.training.probe import CostEstimate, estimate_cost, probe_step
 from ganclean.training.trainer import GANTrainer
-
-# Samples that are made at a time.
-CHUNK = 500
-# By how much of itself a metric may differ after a replay of the run as it was.
-REPLAYED = 1e-3
 
 
 class GANInfluence(Cleanser):
@@ -275,7 +267,8 @@ class GANInfluence(Cleanser):
             self.metric_name_ = selected
             self.objective_ = f"influence:{selected}"
             if backend.needs_run and (given or step.like.device.type != "cpu"):
-                self._check_replay(evaluator, backend)
+                window = backend.traced_epochs()
+                check_replayed(trajectory, window, self.metrics_, self.metric_values_, evaluator)
             self.backend_ = backend.fit(trajectory, self.gradients_, progress)
             runs = [self.backend_.influences_, *self._further_runs(seeds["runs"], progress)]
         # A back-end that predicts nothing says how harmful instances are, whichever way a metric goes.
@@ -371,20 +364,6 @@ class GANInfluence(Cleanser):
             start = self.trajectory_.start_of_last(self.backend_.traced_epochs())
             self._smoothness = metasmoothness(Replay.of(self.trajectory_, start))
         return self._smoothness
-
-    def _check_replay(self, evaluator: Evaluator, backend: InfluenceBackend) -> None:
-        """Replay the traced epochs without any removal, and say where the metric is not the recorded one."""
-        start = self.trajectory_.start_of_last(backend.traced_epochs())
-        end = proven_end(self.trajectory_, start)
-        for name, metric in self.metrics_.items():
-            recorded, replayed = self.metric_values_[name], evaluator.value(metric, end)
-            if not abs(replayed - recorded) <= REPLAYED * abs(recorded):
-                warnings.warn(
-                    f"Replaying the traced epochs without any removal gives {replayed:.6g} for the metric {name!r}, "
-                    f"not the recorded {recorded:.6g}: rounding grows so much on the way that smaller effects of a "
-                    "removal cannot be told from it. Trace fewer epochs (last_epochs), or train in float64.",
-                    stacklevel=3,
-                )
 
     def _check_trained(self, backend: InfluenceBackend, trajectory: Any) -> None:
         """Raise `ValueError` where trained networks alone are not enough for what is asked."""
@@ -492,13 +471,7 @@ class GANInfluence(Cleanser):
         seed = self._evaluation_seed if seed is None else seed
         step = self.trajectory_.step if step is None else step
         source = self.trajectory_.source if source is None else source
-        # Drawn chunk by chunk, so that fewer latents are the first of more: metrics of different sizes share them.
-        chunks = range(-(-n_samples // CHUNK))
-        latents = torch.cat([step.draw_latents(CHUNK, stream(seed, "latents", i)) for i in chunks])[:n_samples]
-        if source.labels is None:
-            return Evaluator(step, latents, CHUNK, seed=seed)
-        rows = np.random.RandomState((seed + 1) % 2**32).randint(len(source), size=n_samples)
-        return Evaluator(step, latents, CHUNK, source.labels_of(torch.from_numpy(rows)), seed)
+        return Evaluator.drawn(step, source, n_samples, seed)
 
 
 def _influences_of(cleanser: GANInfluence, X, y, X_val) -> dict[str, np.ndarray]:

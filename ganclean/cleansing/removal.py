@@ -1,15 +1,20 @@
-"""How many of the most harmful instances to remove: what really helps on validation data."""
+"""What removal really does: of nothing, which proves the record, and of so many of the most harmful instances."""
 
 from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
 
 import numpy as np
 
 from ganclean.dynamics.state import TrainingState
 from ganclean.metrics.base import Metric
 from ganclean.metrics.evaluation import Evaluator
-from ganclean.runs.replay import Replay, weights_without
+from ganclean.runs.replay import Replay, proven_end, weights_without
 from ganclean.runs.trajectory import Trajectory
 
+# By how much of itself a metric may differ after a replay of the run as it was.
+REPLAYED = 1e-3
 RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -54,3 +59,29 @@ def best_count(values: dict[int, float], metric: Metric) -> int:
     """Return the number of removed instances with the best metric; among equals the smallest."""
     finite = {n: value for n, value in values.items() if np.isfinite(value)}
     return min(finite, key=lambda n: (-finite[n] if metric.greater_is_better else finite[n], n), default=0)
+
+
+def check_replayed(
+    trajectory: Trajectory,
+    window: int | None,
+    metrics: Mapping[str, Metric],
+    values: Mapping[str, float],
+    evaluator: Evaluator,
+) -> None:
+    """Replay the last epochs without any removal, and warn where a metric is not the recorded one.
+
+    Raises
+    ------
+    ReplayMismatchError
+        If the replay ends elsewhere.
+    """
+    end = proven_end(trajectory, trajectory.start_of_last(window))
+    for name, metric in metrics.items():
+        replayed = evaluator.value(metric, end)
+        if not abs(replayed - values[name]) <= REPLAYED * abs(values[name]):
+            warnings.warn(
+                f"Replaying the traced epochs without any removal gives {replayed:.6g} for the metric {name!r}, not "
+                f"the recorded {values[name]:.6g}: rounding grows so much on the way that smaller effects of a removal "
+                "cannot be told from it. Trace fewer epochs (last_epochs), or train in float64.",
+                stacklevel=3,
+            )

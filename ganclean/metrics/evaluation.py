@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from ganclean.data import DataSource
 from ganclean.dynamics.capture import AnyStep
 from ganclean.dynamics.players import installed
 from ganclean.dynamics.randomness import stream
@@ -40,6 +42,24 @@ class Evaluator:
     chunk_size: int = 500
     labels: Tensor | None = None
     seed: int = 0
+
+    @classmethod
+    def drawn(cls, step: AnyStep, source: DataSource, n_samples: int, seed: int) -> Evaluator:
+        """Return the evaluator of latents that are drawn as in training, and of labels of the data.
+
+        Parameters
+        ----------
+        step : Step
+        source : DataSource
+        n_samples : int
+            Fewer samples are the first of more, so that metrics of different sizes share them.
+        seed : int
+        """
+        chunks = range(-(-n_samples // cls.chunk_size))
+        latents = [step.draw_latents(cls.chunk_size, stream(seed, "latents", i)) for i in chunks]
+        rows = np.random.RandomState((seed + 1) % 2**32).randint(len(source), size=n_samples)
+        labels = None if source.labels is None else source.labels_of(torch.from_numpy(rows))
+        return cls(step, torch.cat(latents)[:n_samples], labels=labels, seed=seed)
 
     def samples(self, state: TrainingState, n_samples: int) -> Tensor:
         """Return samples of the evaluated generator (the average where one is kept)."""

@@ -186,6 +186,34 @@ class Optimizer(BaseEstimator):
         return pull
 
 
+class Wrapping(Optimizer):
+    """Base class of rules around another rule, `optimizer`, which holds the hyper-parameters and the moments."""
+
+    optimizer: Optimizer
+
+    @property
+    def moment_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.optimizer.moment_names
+
+    @property
+    def unclipped(self) -> Optimizer:
+        return self.optimizer.unclipped
+
+    def decay_in_gradient(self, name: str) -> float:
+        return self.optimizer.decay_in_gradient(name)
+
+    def at(self, settings: Mapping[str, Any]) -> Optimizer:
+        """Return the rule with other values of some hyper-parameters of the inner rule."""
+        if not settings:
+            return self
+        changed = copy.copy(self)
+        changed.optimizer = self.optimizer.at(settings)
+        return changed
+
+    def init(self, params: Tensors) -> dict[str, Tensors]:
+        return self.optimizer.init(params)
+
+
 def plain(value: Any) -> Any:
     """Return a hyper-parameter as a float or a tuple of floats where it consists of numbers, also of tensors."""
     if isinstance(value, (tuple, list)):

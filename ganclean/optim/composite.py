@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ganclean.optim.base import Optimizer
+from ganclean.optim.base import Optimizer, Wrapping
 from ganclean.tensors import Tensors, ravel, unravel
 
 
@@ -138,7 +138,7 @@ class Grouped(Optimizer):
         }
 
 
-class Projected(Optimizer):
+class Projected(Wrapping):
     """A rule, and a projection of the new parameters after it, such as weight clipping.
 
     Parameters
@@ -162,24 +162,6 @@ class Projected(Optimizer):
         self.optimizer = optimizer
         self.after = after
         self.prefix = prefix
-
-    @property
-    def moment_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self.optimizer.moment_names
-
-    @property
-    def unclipped(self) -> Optimizer:
-        return self.optimizer.unclipped
-
-    def init(self, params):
-        return self.optimizer.init(params)
-
-    def at(self, settings):
-        """Return the rule with other values of some hyper-parameters of the inner rule."""
-        return Projected(self.optimizer.at(settings), self.after, self.prefix) if settings else self
-
-    def decay_in_gradient(self, name):
-        return self.optimizer.decay_in_gradient(name)
 
     def update(self, params, grads, moments, step):
         params, moments = self.optimizer.update(params, grads, moments, step)

@@ -7,7 +7,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from ganclean.optim.base import Optimizer
+from ganclean.optim.base import Optimizer, Wrapping
 from ganclean.tensors import Tensors
 
 
@@ -231,7 +231,7 @@ class RMSprop(Optimizer):
         return moments["square"] - moments["mean"].square() if self.centered else moments["square"]
 
 
-class Clipped(Optimizer):
+class Clipped(Wrapping):
     """A rule on the clipped gradient of a network, as after `torch.nn.utils.clip_grad_value_` or `clip_grad_norm_`.
 
     Parameters
@@ -258,14 +258,6 @@ class Clipped(Optimizer):
         self.max_norm = max_norm
         self.max_value = max_value
 
-    @property
-    def moment_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self.optimizer.moment_names
-
-    @property
-    def unclipped(self) -> Optimizer:
-        return self.optimizer.unclipped
-
     def init(self, params):
         """Return the moments of the inner rule before the first step.
 
@@ -284,13 +276,6 @@ class Clipped(Optimizer):
             if not (isinstance(bound, Real) and bound > 0):
                 raise ValueError(f"Clipped needs a positive number as {name}; got {bound!r}.")
         return self.optimizer.init(params)
-
-    def at(self, settings):
-        """Return the rule with other values of some hyper-parameters of the inner rule."""
-        return Clipped(self.optimizer.at(settings), self.max_norm, self.max_value) if settings else self
-
-    def decay_in_gradient(self, name):
-        return self.optimizer.decay_in_gradient(name)
 
     def rule(self, param, grad, moments, step):
         if self.max_value is not None:
