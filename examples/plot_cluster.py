@@ -9,7 +9,7 @@ same.
 
 # %%
 # A small cleanser, and work for many machines
-# -------------------------------------------
+# --------------------------------------------
 # Training anew with two seeds, with all rows and without some of them, makes six jobs; scoring 600 instances with AID
 # as many as there are workers.
 
